@@ -1,0 +1,1 @@
+"""What a Holdfast node runs: identity, wire, jobs and the sandboxed trainer."""

@@ -1,0 +1,257 @@
+"""The JSON documents that parts of Holdfast exchange: closed schemas, parsed strictly.
+
+`parse` refuses unknown, missing, duplicate and mistyped keys with a `DocumentError` that names them; nothing is
+guessed for a document that was signed.
+"""
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from holdfast_node.contract.errors import DocumentError
+from holdfast_node.contract.roles import CLUSTER_PATTERN, DIALS, INSTANCE_ID_PATTERN, Role, overlay_address
+
+JOB_ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{2,62}")
+SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
+RELATIVE_PATH_PATTERN = re.compile(r"(?!/)(?!.*(?:^|/)\.\.?(?:/|$))[A-Za-z0-9._/-]{1,200}")
+DOCUMENT_VERSION = 1
+
+D = TypeVar("D", bound="Document")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A JSON object with a closed schema: the fields of a dataclass."""
+
+    @classmethod
+    def parse(cls: type[D], data: bytes | str) -> D:
+        """Return the document in `data` (JSON, UTF-8).
+
+        Raises:
+            DocumentError: not JSON, or not of this schema; the message names the key.
+        """
+        try:
+            value = json.loads(data, object_pairs_hook=_no_duplicates)
+        except ValueError as error:
+            raise DocumentError(f"{cls.__name__} is not valid JSON: {error}") from None
+        return typing.cast(D, _build(cls, value, cls.__name__))
+
+    def to_json(self) -> bytes:
+        """Return the document as JSON that `parse` accepts, with sorted keys."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    def validate(self) -> None:
+        """Raise DocumentError where single values are typed right but impossible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle(Document):
+    """Where the node bundle is: bucket, key, and SHA-256 (hex) of its bytes."""
+
+    bucket: str
+    key: str
+    sha256: str
+
+    def validate(self) -> None:
+        """Check the digest's form."""
+        require(SHA256_PATTERN, self.sha256, "bundle.sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig(Document):
+    """A node's constants, stamped into its user data by the kit. It holds no secret.
+
+    `ports` maps every role to its pinned port. `checkpoints` is a file system id and access point id for EFS.
+    """
+
+    cluster: str
+    role: Role
+    region: str
+    ports: dict[Role, int]
+    jobs_bucket: str
+    models_bucket: str
+    enrolment_function: str
+    job_signing_key: str
+    model_signing_key: str
+    log_group: str
+    file_system_id: str
+    access_point_id: str
+    bundle: Bundle
+
+    def validate(self) -> None:
+        """Check the cluster's name and that the ports are complete and distinct."""
+        require(CLUSTER_PATTERN, self.cluster, "cluster")
+        if set(self.ports) != set(Role) or len(set(self.ports.values())) != len(Role):
+            raise DocumentError(f"ports must name one distinct port for each of {[r.value for r in Role]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeArchive(Document):
+    """The job's code: SHA-256 (hex) and size in bytes of the archive at `JobsBucket.job_code`."""
+
+    sha256: str
+    size: int
+
+    def validate(self) -> None:
+        """Check the digest's form and that the size is positive."""
+        require(SHA256_PATTERN, self.sha256, "code.sha256")
+        if self.size <= 0:
+            raise DocumentError(f"code.size must be positive, got {self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobDocument(Document):
+    """What a job is; the operator signs it and nodes verify it before running a byte.
+
+    `entry` is the script, relative to the archive's root; `args` its arguments; `model_dir` the directory,
+    relative to the working directory, that worker 0 exports; `timeout_seconds` the job's deadline after its start.
+    """
+
+    job_id: str
+    cluster: str
+    engine: str
+    entry: str
+    args: tuple[str, ...]
+    workers: int
+    servers: int
+    model_dir: str
+    timeout_seconds: int
+    code: CodeArchive
+    version: int = DOCUMENT_VERSION
+
+    def validate(self) -> None:
+        """Check names, paths and counts."""
+        require(JOB_ID_PATTERN, self.job_id, "job_id")
+        require(CLUSTER_PATTERN, self.cluster, "cluster")
+        require(RELATIVE_PATH_PATTERN, self.entry, "entry")
+        require(RELATIVE_PATH_PATTERN, self.model_dir, "model_dir")
+        for name in ("workers", "servers", "timeout_seconds"):
+            if getattr(self, name) < 1:
+                raise DocumentError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.version != DOCUMENT_VERSION:
+            raise DocumentError(f"version must be {DOCUMENT_VERSION}, got {self.version}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(Document):
+    """What the state machine hands to the scheduler: the job, when its execution started, and the task token."""
+
+    job_id: str
+    started_at: str
+    task_token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration(Document):
+    """A node that has enrolled and is ready for a job. `serial` is its certificate's, in hex."""
+
+    role: Role
+    instance_id: str
+    address: str
+    spiffe_id: str
+    serial: str
+
+    def validate(self) -> None:
+        """Check the instance id's form."""
+        require(INSTANCE_ID_PATTERN, self.instance_id, "instance_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer(Document):
+    """A node of a job: who it is, where it is, and its 0-based rank within its role."""
+
+    role: Role
+    rank: int
+    instance_id: str
+    address: str
+
+    @property
+    def overlay(self) -> str:
+        """The peer's overlay address, the same on every host."""
+        return overlay_address(self.role, self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendezvous(Document):
+    """The nodes of a job, published by the scheduler; it is void for a node that is not in it."""
+
+    job_id: str
+    generation: int
+    peers: tuple[Peer, ...]
+
+    def me(self, instance_id: str) -> Peer | None:
+        """Return this instance's entry, or None if it has no part in the job."""
+        return next((peer for peer in self.peers if peer.instance_id == instance_id), None)
+
+    def dialled_by(self, role: Role) -> tuple[Peer, ...]:
+        """Return the peers that a node of `role` dials, in order."""
+        return tuple(peer for peer in self.peers if peer.role in DIALS[role])
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeResult(Document):
+    """How a node's part in a job ended. `status` 0 is success; `cause` is one line for a human."""
+
+    status: int
+    cause: str
+    rank: int
+    tls_connections: int
+    model_sha256: str | None = None
+
+
+def require(pattern: re.Pattern[str], value: str, where: str) -> str:
+    """Return `value` if all of it matches `pattern`; else raise DocumentError."""
+    if not pattern.fullmatch(value):
+        raise DocumentError(f"{where} must match {pattern.pattern}, got {value[:100]!r}")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result
+
+
+def _build(cls: type[Any], value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise DocumentError(f"{where} must be an object, got {type(value).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if unknown := sorted(set(value) - set(fields)):
+        raise DocumentError(f"{where} has unknown keys {unknown}, allowed: {sorted(fields)}")
+    if missing := sorted(required - set(value)):
+        raise DocumentError(f"{where} lacks the keys {missing}")
+    hints = typing.get_type_hints(cls)
+    document = cls(**{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    document.validate()
+    return document
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        (inner,) = [argument for argument in arguments if argument is not types.NoneType]
+        return None if value is None else _convert(inner, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise DocumentError(f"{where} must be a list, got {type(value).__name__}")
+        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise DocumentError(f"{where} must be an object, got {type(value).__name__}")
+        return {_convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type[Any], kind), value, where)
+    if kind is Role:
+        try:
+            return Role(value)
+        except ValueError:
+            raise DocumentError(f"{where} must be one of {[role.value for role in Role]}, got {value!r}") from None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DocumentError(f"{where} must be {kind.__name__}, got {value!r}")
+    return value

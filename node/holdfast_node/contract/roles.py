@@ -1,0 +1,64 @@
+"""Roles, ports, names and overlay addresses of a cluster's nodes.
+
+Ports are pinned: 9091, 9092 and 9093 are free in the IANA registry's user range for ps-lite's three roles, and a
+role's security-group rule, stunnel listener and trainer port are one number. ps-lite would silently move a busy
+`PORT` to a random one (see docs/adr/0002-loopback-overlay.md), so the agent checks the listener after start.
+"""
+
+import re
+from enum import StrEnum
+from ipaddress import IPv4Address
+
+DOMAIN = "holdfast"
+CLUSTER_PATTERN = re.compile(r"[a-z][a-z0-9-]{1,30}[a-z0-9]")
+INSTANCE_ID_PATTERN = re.compile(r"i-[0-9a-f]{8,17}")
+
+
+class Role(StrEnum):
+    """A node's part in a job. The values are MXNet's own (`DMLC_ROLE`)."""
+
+    SCHEDULER = "scheduler"
+    SERVER = "server"
+    WORKER = "worker"
+
+
+DEFAULT_PORTS: dict[Role, int] = {Role.SCHEDULER: 9091, Role.SERVER: 9092, Role.WORKER: 9093}
+
+#: Who dials whom. Measured with default-drop rules: training completes with all six pairs and with no fewer;
+#: workers never dial workers and servers never dial servers.
+DIALS: dict[Role, tuple[Role, ...]] = {
+    Role.SCHEDULER: (Role.SERVER, Role.WORKER),
+    Role.SERVER: (Role.SCHEDULER, Role.WORKER),
+    Role.WORKER: (Role.SCHEDULER, Role.SERVER),
+}
+
+#: Overlay addresses live in this part of 127.0.0.0/8 (RFC 1122, section 3.2.1.3: never on a wire).
+OVERLAY_NETWORK = "127.77.0.0/16"
+_OVERLAY_THIRD_OCTET = {Role.SCHEDULER: 0, Role.SERVER: 1, Role.WORKER: 2}
+MAX_NODES_PER_ROLE = 250
+
+
+def overlay_address(role: Role, rank: int) -> str:
+    """Return the fixed overlay address of the node with this role and 0-based rank, the same on every host.
+
+    Raises:
+        ValueError: the rank does not fit (0 to 249; the scheduler is always 0).
+    """
+    if not 0 <= rank < MAX_NODES_PER_ROLE or (role is Role.SCHEDULER and rank):
+        raise ValueError(f"rank must be between 0 and {MAX_NODES_PER_ROLE - 1} (scheduler: 0), got {rank} for {role}")
+    return str(IPv4Address(f"127.77.{_OVERLAY_THIRD_OCTET[role]}.{rank + 1}"))
+
+
+def role_name(cluster: str, role: Role) -> str:
+    """Return the DNS name that every node of a role carries in its certificate."""
+    return f"{role}.{cluster}.{DOMAIN}"
+
+
+def node_name(cluster: str, role: Role, instance_id: str) -> str:
+    """Return the DNS name that only this node carries in its certificate: what its peers check."""
+    return f"{instance_id}.{role}.{cluster}.{DOMAIN}"
+
+
+def spiffe_id(cluster: str, role: Role, instance_id: str) -> str:
+    """Return the node's SPIFFE identifier (spiffe.io, SPIFFE-ID specification, section 2)."""
+    return f"spiffe://{cluster}/{role}/{instance_id}"

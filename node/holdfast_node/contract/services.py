@@ -1,0 +1,38 @@
+"""The services of a node, in start order: one table for systemd units and for local hosts.
+
+A service manager (systemd on EC2, `holdfast_local` on one machine) runs `once` services to their end as root,
+starts the others as their user when `waits_for_request` is false or when the agent has created
+`NodePaths.start_request(name)`, and writes `NodePaths.exit_record(name)` when one has ended.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from holdfast_node.contract.layout import NodePaths, User
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A process of a node. `user` None is root; `once` services end before the next one starts."""
+
+    name: str
+    argv: tuple[str, ...]
+    user: User | None
+    once: bool = False
+    waits_for_request: bool = False
+
+
+def services(paths: NodePaths, *, python: str = sys.executable, stunnel: str = "stunnel") -> tuple[Service, ...]:
+    """Return the node's services; every Python one takes `--root` so that it finds its directories."""
+    root = ("--root", str(paths.root))
+    return (
+        Service(name="firewall", argv=(python, "-m", "holdfast_node.firewall", *root), user=None, once=True),
+        Service(name="agent", argv=(python, "-m", "holdfast_node.agent", *root), user=User.AGENT),
+        Service(name="tunnel", argv=(stunnel, str(paths.stunnel_config)), user=User.TUNNEL, waits_for_request=True),
+        Service(
+            name="trainer",
+            argv=(python, "-m", "holdfast_node.trainer", *root),
+            user=User.TRAINER,
+            waits_for_request=True,
+        ),
+    )

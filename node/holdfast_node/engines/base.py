@@ -1,0 +1,35 @@
+"""What the rest of Holdfast knows about a training engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from holdfast_node.contract.documents import JobDocument, Peer, Rendezvous
+from holdfast_node.contract.roles import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """The process that the trainer service becomes: arguments, whole environment, working directory."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: Path
+
+
+class Engine(Protocol):
+    """A distributed trainer that needs Holdfast's wire around it."""
+
+    def launch(
+        self,
+        *,
+        job: JobDocument,
+        rendezvous: Rendezvous,
+        me: Peer,
+        ports: dict[Role, int],
+        code: Path,
+        work: Path,
+        checkpoints: Path,
+    ) -> Launch:
+        """Return how this node's part of the job is started; it binds and dials overlay addresses only."""
+        ...
