@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what they need first.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -13,7 +13,7 @@ help: ## Show what can be made
 setup: .build/tools .venv/.ready .venv-node/.ready .venv-aws/.ready node_modules/.ready ## Install everything into this directory
 
 .build/tools: local/system-packages.sh
-	@bash local/system-packages.sh
+	@bash local/system-packages.sh "$(PYTHON)"
 	@mkdir -p .build && touch $@
 
 .venv/.ready: requirements.txt pyproject.toml

@@ -194,12 +194,18 @@ class Rendezvous(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeResult(Document):
-    """How a node's part in a job ended. `status` 0 is success; `cause` is one line for a human."""
+    """How a node's part in a job ended.
+
+    `status` 0 is success, negative a signal; `cause` is one line for a human; `tls_connections` counts the
+    handshakes that this node accepted; `first_step_ms` is when a worker's first training step began (milliseconds
+    since the epoch); `model_sha256` is the digest of the published model's signature bundle.
+    """
 
     status: int
     cause: str
     rank: int
     tls_connections: int
+    first_step_ms: int | None = None
     model_sha256: str | None = None
 
 

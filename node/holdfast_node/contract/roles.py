@@ -7,7 +7,6 @@ role's security-group rule, stunnel listener and trainer port are one number. ps
 
 import re
 from enum import StrEnum
-from ipaddress import IPv4Address
 
 DOMAIN = "holdfast"
 CLUSTER_PATTERN = re.compile(r"[a-z][a-z0-9-]{1,30}[a-z0-9]")
@@ -35,18 +34,21 @@ DIALS: dict[Role, tuple[Role, ...]] = {
 #: Overlay addresses live in this part of 127.0.0.0/8 (RFC 1122, section 3.2.1.3: never on a wire).
 OVERLAY_NETWORK = "127.77.0.0/16"
 _OVERLAY_THIRD_OCTET = {Role.SCHEDULER: 0, Role.SERVER: 1, Role.WORKER: 2}
-MAX_NODES_PER_ROLE = 250
+MAX_NODES_PER_ROLE = 150
 
 
 def overlay_address(role: Role, rank: int) -> str:
     """Return the fixed overlay address of the node with this role and 0-based rank, the same on every host.
 
+    ps-lite ranks nodes by address string, descending (`Van::ProcessAddNodeCommandAtScheduler`), so addresses fall
+    as ranks rise, always with three digits in the last octet: ps-lite's rank is then Holdfast's.
+
     Raises:
-        ValueError: the rank does not fit (0 to 249; the scheduler is always 0).
+        ValueError: the rank does not fit (0 to 149; the scheduler is always 0).
     """
     if not 0 <= rank < MAX_NODES_PER_ROLE or (role is Role.SCHEDULER and rank):
         raise ValueError(f"rank must be between 0 and {MAX_NODES_PER_ROLE - 1} (scheduler: 0), got {rank} for {role}")
-    return str(IPv4Address(f"127.77.{_OVERLAY_THIRD_OCTET[role]}.{rank + 1}"))
+    return f"127.77.{_OVERLAY_THIRD_OCTET[role]}.{1 if role is Role.SCHEDULER else 249 - rank}"
 
 
 def role_name(cluster: str, role: Role) -> str:

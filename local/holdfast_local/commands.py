@@ -1,0 +1,113 @@
+"""`holdfast local`: the whole kit on one machine, without an AWS account."""
+
+import json
+import shlex
+import signal
+import sys
+import time
+from types import FrameType
+
+import click
+
+from holdfast_local import session
+from holdfast_local.errors import LocalError
+from holdfast_node.contract.errors import HoldfastError
+
+ISOLATION = click.option(
+    "--isolation",
+    type=click.Choice(["auto", "root", "userns", "loopback"]),
+    default="auto",
+    show_default=True,
+    help="How hosts are kept apart: network namespaces as root, the same in a user namespace, or loopback addresses "
+    "only. auto takes the strongest that this machine allows.",
+)
+
+
+@click.group()
+def local() -> None:
+    r"""Run an embedded AWS and its hosts on this machine.
+
+    \b
+    holdfast local up                       deploy the kit here
+    holdfast --local submit examples/digits --entry train.py --wait
+    holdfast local down                     leave nothing
+    """
+    # A terminated command must tear down like an interrupted one.
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def progress(text: str) -> None:
+    """Print one line of progress with the seconds since the command's start."""
+    click.echo(f"[{time.monotonic() - _STARTED:5.1f} s] {text}", err=True)
+
+
+_STARTED = time.monotonic()
+
+
+@local.command()
+@ISOLATION
+@click.option("--settings", default="local", show_default=True, help="Which settings/NAME.toml to deploy.")
+def up(isolation: str, settings: str) -> None:
+    """Start the embedded AWS, deploy all stacks with the real CDK CLI, and act as EC2."""
+    _run(lambda: session.up(isolation=isolation, settings=settings, progress=progress))
+    state = session.hosts()
+    click.echo(f"isolation: {state['mode']}")
+    for line in state["not_enforced"]:
+        click.echo(f"  not enforced here: {line}")
+    click.echo("submit a job with: holdfast --local submit examples/digits --entry train.py --wait")
+
+
+@local.command()
+def down() -> None:
+    """End the local cluster: no process, namespace, mount or file is left."""
+    ended = _run(session.down)
+    click.echo("the local cluster has ended, nothing is left" if ended else "no local cluster is running")
+
+
+@local.command()
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def status(output: str) -> None:
+    """Show the hosts that act as EC2 instances, and what this machine does not enforce."""
+    state = _run(lambda: session.environment() and session.hosts())
+    if output == "json":
+        click.echo(json.dumps(state, indent=2))
+        return
+    click.echo(f"isolation: {state['mode']}")
+    for line in state["not_enforced"]:
+        click.echo(f"  not enforced here: {line}")
+    for host in state["hosts"]:
+        click.echo(f"{host['instance_id']}  {host['role']:9}  {host['address']:15}  {host['phase']}")
+    if not state["hosts"]:
+        click.echo("no hosts: the groups are at zero until a job runs")
+
+
+@local.command()
+def env() -> None:
+    """Print shell exports that point AWS tools here: eval "$(holdfast local env)"."""
+    for name, value in sorted(_run(session.environment).items()):
+        click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@local.command()
+@ISOLATION
+@click.option("--keep", is_flag=True, help="Leave the cluster running after the report.")
+def demo(isolation: str, keep: bool) -> None:
+    """Deploy, train the digits example, verify its model, print a report, and tear everything down."""
+    from holdfast_local.demo import run_demo
+
+    sys.exit(_run(lambda: run_demo(isolation=isolation, keep=keep, progress=progress)))
+
+
+def _run(action):  # type: ignore[no-untyped-def]
+    try:
+        return action()
+    except KeyboardInterrupt:
+        click.echo("interrupted; nothing was left running", err=True)
+        sys.exit(130)
+    except (HoldfastError, LocalError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

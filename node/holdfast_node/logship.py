@@ -1,0 +1,91 @@
+"""Ships the services' log files to CloudWatch Logs, as they grow."""
+
+import logging
+import re
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+if TYPE_CHECKING:
+    from mypy_boto3_logs import CloudWatchLogsClient
+
+_LOG = logging.getLogger(__name__)
+
+# PutLogEvents limits: 1 MiB and 10,000 events a batch, 26 bytes of overhead an event
+# (https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_PutLogEvents.html).
+_MAX_LINE_BYTES = 16 << 10
+_MAX_BATCH_BYTES = 512 << 10
+_INTERVAL_SECONDS = 2.0
+#: stunnel's own level 6 has one line for each step of each connection; only level 5 and more severe is shipped.
+_NOISE = re.compile(rb"LOG[67]\[")
+
+
+class Tail:
+    """Reads what has been appended to a file since the last call, in whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def lines(self, *, all_of_it: bool = False) -> list[bytes]:
+        """Return the new complete lines (with `all_of_it`, an unfinished last one too); none if there is no file."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read(_MAX_BATCH_BYTES)
+        except FileNotFoundError:
+            return []
+        end = len(data) if all_of_it or len(data) == _MAX_BATCH_BYTES else data.rfind(b"\n") + 1
+        self._offset += end
+        return [line[:_MAX_LINE_BYTES] for line in data[:end].splitlines() if line.strip() and not _NOISE.search(line)]
+
+
+class LogShipper(threading.Thread):
+    """Sends the named services' logs to streams `<prefix>/<service>` until `finish` is called.
+
+    Losing a log line never fails a job: an error is logged locally and the next batch is tried.
+    """
+
+    def __init__(self, logs: "CloudWatchLogsClient", group: str, prefix: str, files: dict[str, Path]) -> None:
+        super().__init__(name="logship", daemon=True)
+        self._logs = logs
+        self._group = group
+        self._tails = {f"{prefix}/{service}": Tail(path) for service, path in files.items()}
+        self._created: set[str] = set()
+        self._stop_requested = threading.Event()
+
+    def run(self) -> None:
+        """Ship until told to stop; then ship what is left."""
+        while not self._stop_requested.wait(_INTERVAL_SECONDS):
+            self._ship()
+        self._ship(all_of_it=True)
+
+    def finish(self) -> None:
+        """Ship what is left and return, within 10 s."""
+        self._stop_requested.set()
+        self.join(timeout=10)
+
+    def _ship(self, *, all_of_it: bool = False) -> None:
+        for stream, tail in self._tails.items():
+            lines = tail.lines(all_of_it=all_of_it)
+            if not lines:
+                continue
+            now = int(time.time() * 1000)
+            events = [{"timestamp": now, "message": line.decode("utf-8", "replace")} for line in lines]
+            try:
+                if stream not in self._created:
+                    self._create(stream)
+                self._logs.put_log_events(logGroupName=self._group, logStreamName=stream, logEvents=events)  # type: ignore[arg-type]
+            except (BotoCoreError, ClientError) as error:
+                _LOG.warning("log lines of %s were not shipped: %s", stream, error)
+
+    def _create(self, stream: str) -> None:
+        try:
+            self._logs.create_log_stream(logGroupName=self._group, logStreamName=stream)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ResourceAlreadyExistsException":
+                raise
+        self._created.add(stream)

@@ -1,0 +1,85 @@
+"""The loopback overlay: a stunnel configuration that carries every inter-node byte as mutual TLS 1.3.
+
+The trainer binds and dials only overlay addresses. stunnel accepts on the node's real address at its role's port
+and forwards to the overlay; it accepts on the overlay addresses of the peers and carries what the trainer dials
+there to the peers' real addresses. Both directions check the peer's exact name, so a certificate of the right
+role from a node that is not in this job is refused. With the tunnel gone nothing flows (docs/adr/0002).
+
+Options: https://www.stunnel.org/static/stunnel.html (5.58 on Amazon Linux 2023 and later).
+"""
+
+import os
+from pathlib import Path
+
+from holdfast_node.contract.documents import Peer, Rendezvous
+from holdfast_node.contract.layout import NodePaths
+from holdfast_node.contract.roles import Role, node_name
+
+#: What stunnel logs at level 6 (info) once for each inbound handshake that succeeded.
+_NEGOTIATED = "TLS accepted: new session negotiated"
+
+_GLOBAL = """\
+foreground = yes
+pid =
+syslog = no
+debug = 6
+sslVersion = TLSv1.3
+ciphersuites = TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384
+options = NO_RENEGOTIATION
+sessionResume = no
+cert = {tls}/cert.pem
+key = {tls}/key.pem
+CAfile = {tls}/ca.pem
+verifyChain = yes
+requireCert = yes
+socket = l:TCP_NODELAY=1
+socket = r:TCP_NODELAY=1
+socket = a:SO_REUSEADDR=1
+TIMEOUTbusy = 10
+TIMEOUTconnect = 5
+TIMEOUTidle = 86400
+TIMEOUTclose = 0
+"""
+
+
+def stunnel_config(*, cluster: str, me: Peer, rendezvous: Rendezvous, ports: dict[Role, int], paths: NodePaths) -> str:
+    """Return this node's stunnel configuration for a job.
+
+    A node accepts exactly the peers that dial it and dials exactly the peers that its role dials; a peer's real
+    port and overlay port are one number, its role's.
+    """
+    peers = rendezvous.dialled_by(me.role)  # DIALS is symmetric: who dials me is whom I dial
+    lines = [
+        _GLOBAL.format(tls=paths.tls),
+        "[in]",
+        f"accept = {me.address}:{ports[me.role]}",
+        f"connect = {me.overlay}:{ports[me.role]}",
+        *(f"checkHost = {node_name(cluster, peer.role, peer.instance_id)}" for peer in peers),
+    ]
+    for peer in peers:
+        name = node_name(cluster, peer.role, peer.instance_id)
+        lines += [
+            "",
+            f"[to-{peer.role}-{peer.rank}]",
+            "client = yes",
+            f"accept = {peer.overlay}:{ports[peer.role]}",
+            f"connect = {peer.address}:{ports[peer.role]}",
+            f"checkHost = {name}",
+            f"sni = {name}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner and group can read (the setgid directory gives the group), atomically."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def count_accepted(log: str) -> int:
+    """Return how many inbound TLS sessions a stunnel log (level 6) shows as negotiated."""
+    return log.count(_NEGOTIATED)

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from holdfast_node.contract.documents import CodeArchive, Control, JobDocument, NodeResult, Peer, Rendezvous
+from holdfast_node.contract.errors import DocumentError
+from holdfast_node.contract.roles import Role
+
+JOB = JobDocument(
+    job_id="digits-1",
+    cluster="demo",
+    engine="mxnet",
+    entry="train.py",
+    args=("--epochs", "3"),
+    workers=2,
+    servers=2,
+    model_dir="model",
+    timeout_seconds=600,
+    code=CodeArchive(sha256="0" * 64, size=10),
+)
+
+
+def changed(**changes: object) -> bytes:
+    return json.dumps(json.loads(JOB.to_json()) | changes).encode()
+
+
+def test_job_document_round_trips() -> None:
+    assert JobDocument.parse(JOB.to_json()) == JOB
+
+
+def test_optional_field_may_be_absent_or_null() -> None:
+    assert NodeResult.parse(b'{"status":0,"cause":"","rank":1,"tls_connections":4}').model_sha256 is None
+    assert NodeResult.parse(b'{"status":0,"cause":"","rank":1,"tls_connections":4,"first_step_ms":null}').rank == 1
+
+
+REFUSED = {
+    "not JSON": (b"{", "JobDocument is not valid JSON"),
+    "not an object": (b"[]", "JobDocument must be an object, got list"),
+    "a duplicate key": (b'{"job_id":"a","job_id":"b"}', "duplicate key"),
+    "an unknown key": (changed(exec="rm"), "JobDocument has unknown keys ['exec'], allowed: ['args', 'cluster'"),
+    "a missing key": (b"{}", "JobDocument lacks the keys ['args', 'cluster', 'code'"),
+    "a number as a string": (changed(workers="2"), "JobDocument.workers must be int, got '2'"),
+    "a boolean as a number": (changed(workers=True), "JobDocument.workers must be int, got True"),
+    "no workers": (changed(workers=0), "workers must be at least 1, got 0"),
+    "an entry that leaves the archive": (changed(entry="../x.py"), "entry must match"),
+    "an absolute entry": (changed(entry="/etc/passwd"), "entry must match"),
+    "an entry that climbs inside": (changed(entry="a/../../x.py"), "entry must match"),
+    "a model directory that leaves": (changed(model_dir=".."), "model_dir must match"),
+    "a nested mistake": (changed(code={"sha256": "0" * 64}), "JobDocument.code lacks the keys ['size']"),
+    "a short digest": (changed(code={"sha256": "00", "size": 1}), "code.sha256 must match"),
+    "args that are no list": (changed(args="--x"), "JobDocument.args must be a list, got str"),
+    "another version": (changed(version=2), "version must be 1, got 2"),
+    "a bad cluster name": (changed(cluster="Demo"), "cluster must match"),
+}
+
+
+@pytest.mark.parametrize(("document", "message"), REFUSED.values(), ids=REFUSED)
+def test_job_document_refuses(document: bytes, message: str) -> None:
+    with pytest.raises(DocumentError) as refusal:
+        JobDocument.parse(document)
+    assert message in str(refusal.value)
+
+
+def test_role_names_are_closed() -> None:
+    peer = {"role": "mayor", "rank": 0, "instance_id": "i-0123456789", "address": "10.0.0.1"}
+    with pytest.raises(DocumentError, match=r"must be one of \['scheduler', 'server', 'worker'\], got 'mayor'"):
+        Rendezvous.parse(json.dumps({"job_id": "a", "generation": 1, "peers": [peer]}))
+
+
+def test_rendezvous_is_void_for_an_instance_that_is_not_in_it() -> None:
+    peer = Peer(role=Role.WORKER, rank=0, instance_id="i-0123456789", address="10.0.0.1")
+    rendezvous = Rendezvous(job_id="abc", generation=1, peers=(peer,))
+    assert rendezvous.me("i-0123456789") == peer
+    assert rendezvous.me("i-99999999") is None
+
+
+def test_control_document_is_closed() -> None:
+    with pytest.raises(DocumentError, match="unknown keys"):
+        Control.parse(b'{"job_id":"a","started_at":"x","task_token":"t","url":"http://elsewhere"}')

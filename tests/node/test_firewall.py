@@ -1,0 +1,91 @@
+"""The node's rules in a network namespace of the test's own: which uid reaches what."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from holdfast_node.contract.errors import HoldfastError
+from holdfast_node.contract.layout import UIDS, User
+from holdfast_node.contract.roles import DEFAULT_PORTS, Role
+from holdfast_node.firewall import apply, ruleset
+
+# Connects as a uid and prints "open", "refused" or "dropped".
+PROBE = """
+import os, socket, sys
+os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
+try:
+    socket.create_connection((sys.argv[2], int(sys.argv[3])), timeout=1).close(); print("open")
+except TimeoutError: print("dropped")
+except OSError: print("refused")
+"""
+SCRIPT = """
+set -e
+ip link set lo up
+ip addr add 169.254.169.254/32 dev lo
+nft -f rules.nft
+nft -f rules.nft
+%(python)s -c '
+import socket, threading
+services = ("169.254.169.254", 80), ("127.77.0.1", 9091), ("127.0.0.1", 4566)
+listeners = [socket.create_server(service) for service in services]
+open("ready", "w").close()
+threading.Event().wait(30)
+' & server=$!
+while [ ! -e ready ]; do read -t 0.05 <> <(:) || true; done
+while read uid address port; do %(python)s probe.py "$uid" "$address" "$port"; done < cases
+kill $server
+"""
+AGENT, TUNNEL, TRAINER = UIDS[User.AGENT], UIDS[User.TUNNEL], UIDS[User.TRAINER]
+METADATA, OVERLAY, AWS = ("169.254.169.254", 80), ("127.77.0.1", 9091), ("127.0.0.1", 4566)
+CASES = {
+    "the agent reaches metadata": (AGENT, METADATA, "open"),
+    "the trainer does not reach metadata": (TRAINER, METADATA, "refused"),
+    "the tunnel does not reach metadata": (TUNNEL, METADATA, "refused"),
+    "another user does not reach metadata": (1234, METADATA, "refused"),
+    "the trainer reaches the overlay": (TRAINER, OVERLAY, "open"),
+    "the tunnel reaches the overlay": (TUNNEL, OVERLAY, "open"),
+    "the agent does not reach the overlay": (AGENT, OVERLAY, "refused"),
+    "another user does not reach the overlay": (1234, OVERLAY, "refused"),
+    "the agent reaches AWS": (AGENT, AWS, "open"),
+    "the trainer does not reach AWS": (TRAINER, AWS, "refused"),
+    "the tunnel does not reach AWS": (TUNNEL, AWS, "refused"),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    directory = tmp_path_factory.mktemp("firewall")
+    directory.chmod(0o755)
+    (directory / "rules.nft").write_text(ruleset(role=Role.WORKER, ports=DEFAULT_PORTS, uids=UIDS))
+    (directory / "probe.py").write_text(PROBE)
+    (directory / "cases").write_text("".join(f"{uid} {host} {port}\n" for uid, (host, port), _ in CASES.values()))
+    python = shutil.which("python3", path="/usr/bin") or sys.executable
+    result = subprocess.run(
+        ["unshare", "--net", "bash", "-c", SCRIPT % {"python": python}],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return dict(zip(CASES, result.stdout.split(), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_uid_rule(case: str, outcomes: dict[str, str]) -> None:
+    assert outcomes[case] == CASES[case][2]
+
+
+def test_only_the_own_role_s_port_is_open_to_peers() -> None:
+    rules = ruleset(role=Role.WORKER, ports=DEFAULT_PORTS, uids=UIDS)
+    inbound = [line.strip() for line in rules.splitlines() if "jump peer" in line]
+    assert inbound == ["tcp dport 9093 ct state new jump peer"]
+    assert "policy drop" in rules
+
+
+def test_bad_rules_are_refused_with_nft_s_own_words() -> None:
+    with pytest.raises(HoldfastError, match=r"nft refused the node's rules: .*syntax error"):
+        apply("table inet holdfast { nonsense }")
