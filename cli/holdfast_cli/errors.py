@@ -1,0 +1,52 @@
+"""Errors of the operator's commands. Each is one message for a human and an exit code.
+
+holdfast_node.contract.errors.HoldfastError
+└── CliError             exit 1: refused or failed
+    ├── ClusterError     the cluster cannot be found, or its stack lacks what this command needs
+    ├── AwsError         AWS refused or could not be reached; the message says what to do
+    ├── SubmitError      the job cannot be submitted; nothing was started
+    │   └── PackError    the job's directory cannot be packed
+    ├── NotFoundError    no such job, log or model
+    ├── ModelRefused     a model does not match its signature, job or cluster; nothing was written
+    └── JobFailed        exit 3: the job that was waited for did not succeed
+"""
+
+from typing import ClassVar
+
+from holdfast_node.contract.errors import HoldfastError
+
+
+class CliError(HoldfastError):
+    """Root of what the commands refuse; `exit_code` is the process's."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ClusterError(CliError):
+    """The cluster cannot be found, is ambiguous, or is not completely deployed."""
+
+
+class AwsError(CliError):
+    """An AWS call failed; the message holds the remedy."""
+
+
+class SubmitError(CliError):
+    """The job cannot be submitted; nothing was started."""
+
+
+class PackError(SubmitError):
+    """The job's directory cannot be packed into a code archive."""
+
+
+class NotFoundError(CliError):
+    """There is no such job, log or model."""
+
+
+class ModelRefused(CliError):  # noqa: N818 - a verdict, not a malfunction
+    """A model does not match its signature, its job or its cluster; none of it may be used."""
+
+
+class JobFailed(CliError):  # noqa: N818
+    """The job that was waited for ended without success."""
+
+    exit_code: ClassVar[int] = 3

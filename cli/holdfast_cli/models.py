@@ -1,0 +1,184 @@
+"""Fetching a job's model: verified in a private directory first, moved to its destination only then."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast_cli.aws import Cluster
+from holdfast_cli.aws_errors import code_of
+from holdfast_cli.errors import CliError, ModelRefused, NotFoundError
+from holdfast_cli.jobs import check_job_id
+from holdfast_cli.verification import (
+    SIGNATURE_NAME,
+    ModelRecord,
+    check_model_path,
+    compare_names,
+    content_differs,
+    load_public_key,
+    signed_files,
+    verify_model,
+)
+from holdfast_node.contract.dsse import MAX_ENVELOPE_BYTES
+from holdfast_node.contract.layout import ModelsBucket
+
+_CHUNK_BYTES = 1 << 20
+#: base64 inside base64-free JSON: a bundle is its envelope and a few hundred bytes around it.
+MAX_BUNDLE_BYTES = 2 * MAX_ENVELOPE_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchedModel:
+    """A verified model on this machine."""
+
+    directory: Path
+    record: ModelRecord
+    files: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the model for JSON output."""
+        return {
+            "directory": str(self.directory),
+            "signature": str(self.directory / SIGNATURE_NAME),
+            "verified": True,
+            "record": self.record.details,
+            "files": self.files,
+        }
+
+
+def public_key(cluster: Cluster) -> bytes:
+    """Return the PEM of the cluster's model signing key, from KMS.
+
+    Raises:
+        ModelRefused: the key is not the kind that signs models.
+    """
+    from cryptography.hazmat.primitives import serialization
+
+    reply = cluster.client("kms").get_public_key(KeyId=cluster.model_signing_key)
+    if reply["KeyUsage"] != "SIGN_VERIFY" or reply["KeySpec"] != "ECC_NIST_P256":
+        raise ModelRefused(
+            f"the model signing key of cluster {cluster.name} must be ECC_NIST_P256 for SIGN_VERIFY, got "
+            f"{reply['KeySpec']} for {reply['KeyUsage']}"
+        )
+    key = serialization.load_der_public_key(reply["PublicKey"])
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return load_public_key(pem, "the cluster's model signing key")
+
+
+def fetch(cluster: Cluster, job_id: str, destination: Path, report: Callable[[str], None]) -> FetchedModel:
+    """Download the model of a job into `destination` and return it; verified before it appears there.
+
+    The destination gets the model's files and, beside them, `model.sig`. It must not exist or be empty. On any
+    mismatch nothing is written to it.
+
+    Raises:
+        NotFoundError: the job has published no model.
+        ModelRefused: the signature, a file, the job or the cluster does not match.
+        CliError: the destination cannot be used.
+    """
+    check_job_id(job_id)
+    destination = _usable(destination)
+    pem = public_key(cluster)
+    report(f"reading the signature of {job_id}")
+    bundle = _signature(cluster, job_id)
+    signed = signed_files(bundle, pem)
+    sizes = {check_model_path(name): size for name, size in _listing(cluster, job_id)}
+    compare_names(set(signed), set(sizes))
+    with _private_directory(destination) as scratch:
+        model = scratch / "model"
+        model.mkdir(mode=0o700)
+        for index, (name, digest) in enumerate(sorted(signed.items()), start=1):
+            report(f"downloading {name} ({index} of {len(signed)}, {sizes[name] / 1024:,.0f} KiB)")
+            _download(cluster, ModelsBucket.prefix(job_id) + name, model / name, name, digest)
+        (model / SIGNATURE_NAME).write_bytes(bundle)
+        report("verifying the model")
+        record = verify_model(model, model / SIGNATURE_NAME, pem)
+        check_record(record, job_id=job_id, cluster=cluster.name)
+        try:
+            model.rename(destination)  # replaces an empty directory, atomically
+        except OSError as error:
+            raise CliError(f"cannot move the model to {destination}: {error.strerror}; choose another --to") from None
+    return FetchedModel(directory=destination, record=record, files=signed)
+
+
+def check_record(record: ModelRecord, *, job_id: str | None = None, cluster: str | None = None) -> None:
+    """Raise ModelRefused unless the signed record names this job and this cluster (where given)."""
+    if cluster is not None and record.cluster != cluster:
+        raise ModelRefused(f"this model was made by cluster {record.cluster}, not by {cluster}; do not load it as such")
+    if job_id is not None and record.job_id != job_id:
+        raise ModelRefused(f"this model was made by job {record.job_id}, not by {job_id}; somebody swapped the models")
+
+
+def _usable(destination: Path) -> Path:
+    resolved = destination.resolve()
+    if resolved.exists() and (not resolved.is_dir() or any(resolved.iterdir())):
+        raise CliError(
+            f"{destination} must not exist or be an empty directory; choose another --to, or remove it first"
+        )
+    if resolved == Path.cwd():
+        raise CliError(f"{destination} is the current directory, which cannot be replaced; name a new directory in it")
+    if not resolved.parent.is_dir():
+        raise CliError(f"the directory {resolved.parent} does not exist; create it, or choose another --to")
+    return resolved
+
+
+@contextlib.contextmanager
+def _private_directory(destination: Path) -> Iterator[Path]:
+    """Yield a new directory (0700) beside the destination, on the same file system; gone afterwards."""
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise CliError(f"cannot write in {destination.parent}: {error.strerror}; choose another --to") from None
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _signature(cluster: Cluster, job_id: str) -> bytes:
+    from botocore.exceptions import ClientError
+
+    try:
+        reply = cluster.client("s3").get_object(Bucket=cluster.models_bucket, Key=ModelsBucket.bundle(job_id))
+    except ClientError as error:
+        if code_of(error) not in {"NoSuchKey", "404"}:
+            raise
+        if any(True for _ in _listing(cluster, job_id)):
+            raise ModelRefused(
+                f"the model of job {job_id} has no signature; a model that nobody signed must not be used"
+            ) from None
+        raise NotFoundError(
+            f"job {job_id} has published no model; see `holdfast status {job_id}` (a model appears when the job "
+            "has succeeded and its script has written to $MODEL_DIR)"
+        ) from None
+    with contextlib.closing(reply["Body"]) as body:
+        data: bytes = body.read(MAX_BUNDLE_BYTES + 1)
+    if len(data) > MAX_BUNDLE_BYTES:
+        raise ModelRefused(f"{SIGNATURE_NAME} must be at most {MAX_BUNDLE_BYTES} bytes; this is no signature")
+    return data
+
+
+def _listing(cluster: Cluster, job_id: str) -> Iterator[tuple[str, int]]:
+    prefix = ModelsBucket.prefix(job_id)
+    pages = cluster.client("s3").get_paginator("list_objects_v2").paginate(Bucket=cluster.models_bucket, Prefix=prefix)
+    for page in pages:
+        for item in page.get("Contents", []):
+            yield item["Key"].removeprefix(prefix), item["Size"]
+
+
+def _download(cluster: Cluster, key: str, path: Path, name: str, expected: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    reply = cluster.client("s3").get_object(Bucket=cluster.models_bucket, Key=key)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with contextlib.closing(reply["Body"]) as body, open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+        for chunk in body.iter_chunks(_CHUNK_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
+    if digest.hexdigest() != expected:
+        raise ModelRefused(content_differs(name, expected, digest.hexdigest()))

@@ -1,0 +1,58 @@
+"""Jobs and log lines as a person reads them."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from holdfast_cli.logs import LogLine
+from holdfast_cli.status import JobView, NodeView
+from holdfast_cli.terminal import duration, moment, print_fields, print_json, print_table, safe, safe_lines
+
+
+def show_job(view: JobView, *, as_json: bool) -> None:
+    """Print a job and its nodes."""
+    if as_json:
+        print_json(view.to_dict())
+        return
+    print_fields(
+        (
+            ("job", view.job_id),
+            ("state", view.phase),
+            ("cause", view.cause),
+            ("started", moment(view.started_at)),
+            ("took" if view.ended else "for", duration(view.seconds)),
+            ("first step", None if view.first_step_seconds is None else f"after {duration(view.first_step_seconds)}"),
+        )
+    )
+    if view.nodes:
+        click.echo()
+        rows = [
+            (_name(node), node.address, node.spiffe_id, node.tls_connections, _result(node.status), node.cause)
+            for node in view.nodes
+        ]
+        print_table(("NODE", "ADDRESS", "IDENTITY", "TLS", "RESULT", "CAUSE"), rows)
+
+
+def show_jobs(views: Sequence[JobView]) -> None:
+    """Print one row for each job."""
+    rows = [(view.job_id, view.phase, moment(view.started_at), duration(view.seconds)) for view in views]
+    print_table(("JOB", "STATE", "STARTED", "TOOK"), rows)
+
+
+def show_line(line: LogLine) -> None:
+    """Print a log event, one prefixed line for each line in it, and flush: it may be followed live."""
+    prefix = click.style(safe(f"{line.role}/{line.instance_id}/{line.service}"), dim=True)
+    for text in safe_lines(line.message):
+        click.echo(f"{prefix} | {text}")
+    sys.stdout.flush()
+
+
+def _name(node: NodeView) -> str:
+    return node.role if node.rank is None else f"{node.role} {node.rank}"
+
+
+def _result(status: int | None) -> str:
+    if status is None:
+        return "running"
+    return "ok" if status == 0 else f"failed ({status})"
