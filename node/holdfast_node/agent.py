@@ -37,7 +37,7 @@ from holdfast_node.listeners import await_listener, require_free
 from holdfast_node.logship import LogShipper
 from holdfast_node.publish import publish_model, snapshot_model
 from holdfast_node.store import Store
-from holdfast_node.tunnel import count_accepted, stunnel_config, write_private
+from holdfast_node.tunnel import accepted_peers, stunnel_config, write_private
 
 _LOG = logging.getLogger("holdfast")
 _AWS = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "max_attempts": 5})
@@ -132,11 +132,13 @@ class Agent:
         _LOG.info("part ended with status %d%s", status, f": {cause}" if cause else "")
         shipper.finish()
         trainer_log = _text(self._paths.log("trainer"))
+        accepted = accepted_peers(_text(self._paths.log("tunnel")))
         result = NodeResult(
             status=status,
             cause=cause,
             rank=me.rank,
-            tls_connections=count_accepted(_text(self._paths.log("tunnel"))),
+            tls_connections=sum(accepted.values()),
+            tls_peers=tuple(sorted(accepted)),
             first_step_ms=first_step_ms(trainer_log) if me.role is Role.WORKER else None,
             model_sha256=model,
         )
@@ -194,7 +196,7 @@ class Agent:
         snapshot_model(job, self._paths.work / job.model_dir, snapshot, self._instance.instance_id)
         key = self._config.model_signing_key
         sign = signing.kms_signer(self._kms, key)
-        public_key = signing.public_key_pem(self._kms, key)
+        public_key = signing.public_key_pem(signing.public_key(self._kms, key))
         digest = publish_model(
             self._session.client("s3", config=_AWS),
             self._config.models_bucket,
@@ -211,7 +213,7 @@ def first_step_ms(trainer_log: str) -> int | None:
     for line in trainer_log.splitlines():
         if line.startswith("{") and '"first_step"' in line:
             try:
-                return int(json.loads(line)["time"] * 1000)
+                return int(float(json.loads(line)["time"]) * 1000)
             except (ValueError, KeyError, TypeError):
                 return None
     return None

@@ -92,15 +92,36 @@ class Coordination:
         return result is not None and result.status != 0
 
     def record(self, phase: str, cause: str | None = None) -> bytes:
-        """Return the job's record as JSON: its phase, its nodes with their identities, and how each ended."""
-        nodes: list[dict[str, Any]] = []
+        """Return the job's record as JSON: its phase, its nodes with their identities, and how each ended.
+
+        `first_step_at` is when the last worker began its first training step (seconds since the epoch), or null.
+        """
         ranks = {peer.instance_id: peer.rank for peer in self._peers()}
-        for node in (node for role in Role for node in self._of(role)):
-            result = self.results.get(node.instance_id)
-            nodes.append(
-                asdict(node) | {"rank": ranks.get(node.instance_id), "result": asdict(result) if result else None}
-            )
-        return json.dumps({"job_id": self.job.job_id, "phase": phase, "cause": cause, "nodes": nodes}).encode()
+        nodes = [
+            asdict(node) | {"rank": ranks.get(node.instance_id)} | _ending(self.results.get(node.instance_id))
+            for role in Role
+            for node in self._of(role)
+        ]
+        steps = [result.first_step_ms for result in self.results.values() if result.first_step_ms]
+        document = {
+            "job_id": self.job.job_id,
+            "phase": phase,
+            "cause": cause,
+            "nodes": nodes,
+            "first_step_at": max(steps) / 1000 if steps else None,
+        }
+        return json.dumps(document).encode()
+
+
+def _ending(result: NodeResult | None) -> dict[str, Any]:
+    if result is None:
+        return {"status": None, "cause": "", "tls_connections": None, "tls_peers": []}
+    return {
+        "status": result.status,
+        "cause": result.cause,
+        "tls_connections": result.tls_connections,
+        "tls_peers": list(result.tls_peers),
+    }
 
 
 class JobCancelledError(HoldfastError):

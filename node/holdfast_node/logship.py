@@ -55,6 +55,7 @@ class LogShipper(threading.Thread):
         self._group = group
         self._tails = {f"{prefix}/{service}": Tail(path) for service, path in files.items()}
         self._created: set[str] = set()
+        self._complained: set[str] = set()
         self._stop_requested = threading.Event()
 
     def run(self) -> None:
@@ -80,7 +81,9 @@ class LogShipper(threading.Thread):
                     self._create(stream)
                 self._logs.put_log_events(logGroupName=self._group, logStreamName=stream, logEvents=events)  # type: ignore[arg-type]
             except (BotoCoreError, ClientError) as error:
-                _LOG.warning("log lines of %s were not shipped: %s", stream, error)
+                if stream not in self._complained:  # once: this line is itself shipped
+                    self._complained.add(stream)
+                    _LOG.warning("log lines of %s were not shipped: %s", stream, error)
 
     def _create(self, stream: str) -> None:
         try:

@@ -25,6 +25,10 @@ def snapshot_model(job: JobDocument, exported: Path, snapshot: Path, instance_id
         HoldfastError: nothing was exported, or it holds anything but files and directories (a link could name a
             file that only the agent may read).
     """
+    if exported.is_symlink():
+        raise HoldfastError(f"{job.model_dir} must be a directory, got a link; export the files themselves")
+    if (exported / MODEL_RECORD).exists():
+        raise HoldfastError(f"{MODEL_RECORD} is written by the agent; the script must not export a file of that name")
     if not exported.is_dir() or not any(exported.iterdir()):
         raise HoldfastError(
             f"worker 0 exported no model; the script must write one to {job.model_dir}/ in its working directory "

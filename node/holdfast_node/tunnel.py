@@ -9,14 +9,19 @@ Options: https://www.stunnel.org/static/stunnel.html (5.58 on Amazon Linux 2023 
 """
 
 import os
+import re
+from collections import Counter
 from pathlib import Path
 
 from holdfast_node.contract.documents import Peer, Rendezvous
 from holdfast_node.contract.layout import NodePaths
 from holdfast_node.contract.roles import Role, node_name
 
-#: What stunnel logs at level 6 (info) once for each inbound handshake that succeeded.
-_NEGOTIATED = "TLS accepted: new session negotiated"
+# What stunnel logs at level 6 (info), each line with its connection's number in brackets: which service accepted it,
+# which expected name its certificate matched, and that the handshake succeeded.
+_ACCEPTED = re.compile(r"LOG\d\[(\d+)\]: Service \[in\] accepted connection")
+_MATCHED = re.compile(r'LOG\d\[(\d+)\]: CERT: Host name "[^"]*" matched with "([^"]*)"')
+_NEGOTIATED = re.compile(r"LOG\d\[(\d+)\]: TLS accepted: new session negotiated")
 
 _GLOBAL = """\
 foreground = yes
@@ -80,6 +85,16 @@ def write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def count_accepted(log: str) -> int:
-    """Return how many inbound TLS sessions a stunnel log (level 6) shows as negotiated."""
-    return log.count(_NEGOTIATED)
+def accepted_peers(log: str) -> Counter[str]:
+    """Return how many inbound TLS sessions a stunnel log (level 6) shows as negotiated, by the peer's exact name."""
+    inbound: set[str] = set()
+    names: dict[str, str] = {}
+    peers: Counter[str] = Counter()
+    for line in log.splitlines():
+        if match := _ACCEPTED.search(line):
+            inbound.add(match[1])
+        elif match := _MATCHED.search(line):
+            names[match[1]] = match[2]
+        elif (match := _NEGOTIATED.search(line)) and match[1] in inbound:
+            peers[names.get(match[1], "unknown")] += 1
+    return peers

@@ -38,7 +38,7 @@ def gathered() -> Coordination:
 
 
 def ended(status: int, cause: str = "") -> NodeResult:
-    return NodeResult(status=status, cause=cause, rank=0, tls_connections=1)
+    return NodeResult(status=status, cause=cause, rank=0, tls_connections=1, tls_peers=("x",))
 
 
 def test_rendezvous_waits_until_every_role_is_complete() -> None:

@@ -16,7 +16,7 @@ from holdfast_node.contract.documents import Peer, Rendezvous
 from holdfast_node.contract.layout import NodePaths
 from holdfast_node.contract.roles import Role, node_name
 from holdfast_node.listeners import await_listener
-from holdfast_node.tunnel import count_accepted, stunnel_config, write_private
+from holdfast_node.tunnel import accepted_peers, stunnel_config, write_private
 
 # Loopback addresses and ports of this test only.
 SERVER = Peer(role=Role.SERVER, rank=0, instance_id="i-00000002", address="127.79.0.2")
@@ -101,7 +101,7 @@ SERVER_NAME = node_name("demo", Role.SERVER, SERVER.instance_id)
 def test_listed_worker_reaches_the_server_s_trainer(server: Path, authority: Any, tmp_path: Path) -> None:
     authority.issue(tmp_path / "w", Role.WORKER, WORKER.instance_id)
     assert dial(tmp_path / "w", name=SERVER_NAME) == b"echo:hello"
-    assert count_accepted(server.read_text()) == 1
+    assert accepted_peers(server.read_text()) == {"i-00000003.worker.demo.holdfast": 1}
 
 
 REFUSED = {
@@ -118,7 +118,7 @@ def test_server_refuses(
 ) -> None:
     authority.issue(tmp_path / "x", role, instance_id, lifetime)
     assert dial(tmp_path / "x", name=SERVER_NAME) == b""
-    assert count_accepted(server.read_text()) == 0
+    assert not accepted_peers(server.read_text())
 
 
 def test_server_refuses_a_foreign_authority_with_the_same_name(
@@ -127,7 +127,7 @@ def test_server_refuses_a_foreign_authority_with_the_same_name(
     new_authority().issue(tmp_path / "x", Role.WORKER, WORKER.instance_id)
     (tmp_path / "x/ca.pem").write_bytes((server.parent / "var/lib/holdfast/tls/ca.pem").read_bytes())
     assert dial(tmp_path / "x", name=SERVER_NAME) == b""
-    assert count_accepted(server.read_text()) == 0
+    assert not accepted_peers(server.read_text())
 
 
 def test_server_refuses_tls_1_2(server: Path, authority: Any, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_server_refuses_tls_1_2(server: Path, authority: Any, tmp_path: Path) ->
 
 def test_server_refuses_plaintext(server: Path) -> None:
     assert ask(SERVER.address, PORTS[Role.SERVER]) == b""
-    assert count_accepted(server.read_text()) == 0
+    assert not accepted_peers(server.read_text())
 
 
 def test_worker_s_trainer_reaches_the_server_through_both_tunnels(server: Path, authority: Any, tmp_path: Path) -> None:

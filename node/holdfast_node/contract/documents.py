@@ -197,7 +197,7 @@ class NodeResult(Document):
     """How a node's part in a job ended.
 
     `status` 0 is success, negative a signal; `cause` is one line for a human; `tls_connections` counts the
-    handshakes that this node accepted; `first_step_ms` is when a worker's first training step began (milliseconds
+    handshakes that this node accepted, and `tls_peers` has the certificate names that it accepted them from; `first_step_ms` is when a worker's first training step began (milliseconds
     since the epoch); `model_sha256` is the digest of the published model's signature bundle.
     """
 
@@ -205,6 +205,7 @@ class NodeResult(Document):
     cause: str
     rank: int
     tls_connections: int
+    tls_peers: tuple[str, ...]
     first_step_ms: int | None = None
     model_sha256: str | None = None
 

@@ -29,8 +29,13 @@ def test_job_document_round_trips() -> None:
 
 
 def test_optional_field_may_be_absent_or_null() -> None:
-    assert NodeResult.parse(b'{"status":0,"cause":"","rank":1,"tls_connections":4}').model_sha256 is None
-    assert NodeResult.parse(b'{"status":0,"cause":"","rank":1,"tls_connections":4,"first_step_ms":null}').rank == 1
+    assert NodeResult.parse(b'{"status":0,"cause":"","rank":1,"tls_connections":4,"tls_peers":[]}').model_sha256 is None
+    assert (
+        NodeResult.parse(
+            b'{"status":0,"cause":"","rank":1,"tls_connections":4,"tls_peers":[],"first_step_ms":null}'
+        ).rank
+        == 1
+    )
 
 
 REFUSED = {

@@ -1,0 +1,59 @@
+"""The enrolment function: gives a node of the cluster a certificate, on AWS's word about who it is.
+
+Event: `{"csr": PEM, "proof": {"query": {…}, "headers": {…}}}`, see `proof`. Answer: see `service`. Entry point:
+`handler.handler`, on AWS Lambda with Python 3.11. It needs kms:Sign and kms:GetPublicKey on the CA key, s3:GetObject
+and s3:PutObject on `pki/ca.pem`, autoscaling:DescribeAutoScalingInstances and ec2:DescribeInstances.
+"""
+
+import functools
+import json
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import boto3
+from authority import Authority
+from botocore.config import Config
+from configuration import read_settings
+from service import Enrolment
+from sts import call_sts
+
+_CONFIG = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 3, "mode": "standard"})
+
+
+def handler(event: object, context: object) -> dict[str, Any]:
+    """Return the answer to one enrolment."""
+    return _enrolment().respond(event)
+
+
+@functools.cache
+def _enrolment() -> Enrolment:
+    # Older SDKs send three regions' STS traffic to the global endpoint; nodes sign for the regional one.
+    os.environ.setdefault("AWS_STS_REGIONAL_ENDPOINTS", "regional")
+    settings = read_settings(os.environ)
+    session = boto3.Session(region_name=settings.region)
+    clients: dict[str, Any] = {
+        name: session.client(name, config=_CONFIG) for name in ("autoscaling", "ec2", "kms", "s3", "sts")
+    }
+    endpoint: str = clients["sts"].meta.endpoint_url
+    ca_bundle = os.environ.get("AWS_CA_BUNDLE")
+    return Enrolment(
+        settings=settings,
+        call_sts=lambda request: call_sts(endpoint, request, ca_bundle=ca_bundle),
+        autoscaling=clients["autoscaling"],
+        ec2=clients["ec2"],
+        authority=Authority(
+            kms=clients["kms"],
+            s3=clients["s3"],
+            key_id=settings.ca_key,
+            bucket=settings.jobs_bucket,
+            cluster=settings.cluster,
+            log=_log,
+        ),
+        clock=lambda: datetime.now(UTC),
+        log=_log,
+    )
+
+
+def _log(line: dict[str, Any]) -> None:
+    print(json.dumps(line, sort_keys=True), flush=True)

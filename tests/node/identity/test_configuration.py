@@ -1,0 +1,64 @@
+"""The function refuses to start on an environment that the kit would not give it."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from configuration import ConfigurationError, RoleSettings, read_settings
+from identity_support import ACCOUNT, ENVIRONMENT
+
+
+def roles(**changes: Any) -> str:
+    return json.dumps(json.loads(ENVIRONMENT["HOLDFAST_ROLES"]) | changes)
+
+
+def test_the_kits_environment_is_accepted() -> None:
+    settings = read_settings(ENVIRONMENT)
+    assert settings.roles["worker"] == RoleSettings("aws", ACCOUNT, "demo-worker", "demo-worker")
+    assert settings.certificate_lifetime == timedelta(hours=24)
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "HOLDFAST_CERT_HOURS"}
+    assert read_settings(environment).certificate_lifetime == timedelta(hours=24)
+
+
+ARN = f"arn:aws:iam::{ACCOUNT}:role/demo-worker"
+REFUSALS = {
+    "no cluster": ({"HOLDFAST_CLUSTER": ""}, "HOLDFAST_CLUSTER must be set in the function's environment; deploy"),
+    "bad cluster": ({"HOLDFAST_CLUSTER": "A_b"}, "HOLDFAST_CLUSTER must match "),
+    "no key": ({"HOLDFAST_CA_KEY": ""}, "HOLDFAST_CA_KEY must be set"),
+    "no bucket": ({"HOLDFAST_JOBS_BUCKET": ""}, "HOLDFAST_JOBS_BUCKET must be set"),
+    "no hours": ({"HOLDFAST_CERT_HOURS": "0"}, "HOLDFAST_CERT_HOURS must be between 1 and 168, got '0'"),
+    "many hours": ({"HOLDFAST_CERT_HOURS": "169"}, "HOLDFAST_CERT_HOURS must be between 1 and 168, got '169'"),
+    "hours in words": ({"HOLDFAST_CERT_HOURS": "a day"}, "HOLDFAST_CERT_HOURS must be between 1 and 168, got 'a day'"),
+    "not JSON": ({"HOLDFAST_ROLES": "{"}, "HOLDFAST_ROLES must map roles to role_arn and group: JSONDecodeError"),
+    "a list": ({"HOLDFAST_ROLES": "[]"}, "HOLDFAST_ROLES must map roles to role_arn and group: AttributeError"),
+    "no group": ({"HOLDFAST_ROLES": roles(worker={"role_arn": ARN})}, "role_arn and group: KeyError('group')"),
+    "not a role": (
+        {"HOLDFAST_ROLES": roles(worker={"role_arn": ARN.replace("role/", "user/"), "group": "g"})},
+        "HOLDFAST_ROLES.worker must have an IAM role's ARN and a group, got 'arn:aws:iam::111122223333:user/",
+    ),
+    "a fourth role": (
+        {"HOLDFAST_ROLES": roles(admin={"role_arn": ARN, "group": "x"})},
+        "must have exactly ['scheduler', 'server', 'worker'], got ['admin', 'scheduler', 'server', 'worker']",
+    ),
+    "two accounts": (
+        {"HOLDFAST_ROLES": roles(worker={"role_arn": ARN.replace(ACCOUNT, "999988887777"), "group": "demo-worker"})},
+        "HOLDFAST_ROLES must be of one account",
+    ),
+    "one IAM role for two": (
+        {"HOLDFAST_ROLES": roles(server={"role_arn": ARN, "group": "demo-server"})},
+        "HOLDFAST_ROLES must have one distinct role for each role",
+    ),
+    "one group for two": (
+        {"HOLDFAST_ROLES": roles(worker={"role_arn": ARN, "group": "demo-server"})},
+        "HOLDFAST_ROLES must have one distinct group for each role",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused(case: str) -> None:
+    changes, text = REFUSALS[case]
+    with pytest.raises(ConfigurationError) as error:
+        read_settings(ENVIRONMENT | changes)
+    assert text in str(error.value)

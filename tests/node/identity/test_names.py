@@ -1,0 +1,45 @@
+"""The function ships alone; what it restates must be the contract's."""
+
+import sys
+
+import certificates
+import names
+import proof
+import pytest
+import signing_request
+from identity_support import FUNCTION
+
+from holdfast_node import identity, issued
+from holdfast_node.contract import layout, roles
+
+CLUSTER, INSTANCE = "demo", "i-0123456789abcdef0"
+
+
+@pytest.mark.parametrize("role", roles.Role)
+@pytest.mark.parametrize("name", ["role_name", "node_name", "spiffe_id"])
+def test_a_certificates_names_are_the_contracts(name: str, role: roles.Role) -> None:
+    arguments = (CLUSTER, role) if name == "role_name" else (CLUSTER, role, INSTANCE)
+    assert getattr(names, name)(*arguments) == getattr(roles, name)(*arguments)
+
+
+def test_constants_are_the_contracts() -> None:
+    assert tuple(role.value for role in roles.Role) == names.ROLES
+    assert names.DOMAIN == roles.DOMAIN
+    assert names.CLUSTER_PATTERN == roles.CLUSTER_PATTERN
+    assert names.INSTANCE_ID_PATTERN == roles.INSTANCE_ID_PATTERN
+    assert names.CA_CERTIFICATE_KEY == layout.JobsBucket.CA_CERTIFICATE
+
+
+def test_node_and_function_agree_on_the_proof() -> None:
+    assert (names.CSR_HEADER, names.CLUSTER_HEADER) == (identity.CSR_HEADER, identity.CLUSTER_HEADER)
+    assert proof.MAX_AGE.total_seconds() == identity.PROOF_SECONDS
+    assert certificates.BACKDATE == issued.CLOCK_TOLERANCE
+
+
+def test_the_function_imports_only_what_lambda_gives_it() -> None:
+    own = {path.stem for path in FUNCTION.glob("*.py")}
+    allowed = own | {"boto3", "botocore", "cryptography"} | sys.stdlib_module_names
+    for path in FUNCTION.glob("*.py"):
+        lines = [line.split()[1] for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
+        assert {line.partition(".")[0] for line in lines} <= allowed, path.name
+    assert signing_request.__file__ is not None

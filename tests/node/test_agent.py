@@ -1,0 +1,41 @@
+"""What the agent makes of a trainer's end, as people will read it."""
+
+import pytest
+
+from holdfast_node.agent import exit_cause, first_step_ms, one_line
+
+LOG = """\
+{"event":"first_step","time":1700000000.25}
+epoch 1 loss 2.1
+Traceback (most recent call last):
+  File "train.py", line 3, in <module>
+ValueError: no such column
+{"event":"done"}
+"""
+
+
+def test_cause_is_the_script_s_own_error() -> None:
+    assert exit_cause(1, LOG) == "the trainer exited with status 1: ValueError: no such column"
+
+
+def test_cause_names_the_signal() -> None:
+    assert exit_cause(-9, LOG) == "the trainer was killed by signal 9"
+
+
+def test_cause_of_a_silent_trainer_says_so() -> None:
+    assert exit_cause(3, "") == "the trainer exited with status 3: its log is empty"
+
+
+def test_cause_is_one_printable_line_of_bounded_length() -> None:
+    text = one_line("a\x1b[31mred\nnext\t" + "x" * 1000)
+    assert text.startswith("a [31mred next xxx")
+    assert len(text) == 300
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [(LOG, 1700000000250), ("", None), ('{"event":"first_step","time":"soon"}', None), ('{"first_step"', None)],
+    ids=["an event", "none", "no number", "no JSON"],
+)
+def test_first_step_is_read_from_the_trainer_s_events(log: str, expected: int | None) -> None:
+    assert first_step_ms(log) == expected
