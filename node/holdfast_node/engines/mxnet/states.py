@@ -1,0 +1,168 @@
+"""Optimizer states on the servers, in NumPy's format with a JSON manifest. Never a pickle.
+
+MXNet's own `save_optimizer_states` refuses to work for distributed training, and pickles elsewhere. Each server
+writes what it holds to `<name>.server<rank>.npz` beside the worker's small index at `<name>`.
+"""
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast_node.checkpoints import atomic_write
+from holdfast_node.contract.documents import RELATIVE_PATH_PATTERN, require
+from holdfast_node.contract.errors import DocumentError
+from holdfast_node.engines.errors import SpecError, StateError
+from holdfast_node.engines.mxnet import schedulers
+from holdfast_node.engines.mxnet.spec import VERSION, Kind, require_keys, require_kind, serialise
+
+_MANIFEST = "manifest"
+_KEYS = ("op", "path", "token")
+#: Numbers of an optimizer that change while it trains, besides those of its scheduler.
+_PROGRESS = ("lr", "num_update", "m_schedule", "last_lr", "cur_lr", "skip")
+
+
+@dataclass(frozen=True)
+class StateCommand:
+    """A worker's request to save or load: a path below the checkpoint directory and the save's token."""
+
+    op: str
+    path: str
+    token: str
+
+    def serialise(self) -> str:
+        """Return the command for the servers."""
+        return serialise({"op": self.op, "path": self.path, "token": self.token})
+
+    @classmethod
+    def parse(cls, command: dict[str, Any]) -> "StateCommand":
+        """Return a parsed command, or raise SpecError; the path is relative and has no `..`."""
+        require_keys(command, _KEYS, command["op"])
+        try:
+            path = require(RELATIVE_PATH_PATTERN, require_kind(command["path"], Kind.TEXT, "path"), "path")
+        except DocumentError as error:
+            raise SpecError(str(error)) from None
+        return cls(command["op"], path, require_kind(command["token"], Kind.TEXT, "token"))
+
+
+def server_file(path: Path, rank: int) -> Path:
+    """Return where the server of this rank keeps its part of the states at `path`."""
+    return path.with_name(f"{path.name}.server{rank}.npz")
+
+
+def below_checkpoints(relative: str) -> Path:
+    """Return the path below `$CHECKPOINT_DIR`, or raise StateError where a link leads out of it."""
+    base = Path(os.environ["CHECKPOINT_DIR"]).resolve()
+    path = base / relative
+    if not path.parent.resolve().is_relative_to(base) or path.is_symlink():
+        raise StateError(f"optimizer states must stay in the checkpoint directory, but {relative} leads out of it")
+    return path
+
+
+def save(path: Path, updater: Any, token: str) -> None:
+    """Write the updater's states to `path`, atomically. `token` names this save, for the worker to find in it."""
+    import numpy as np
+
+    arrays: dict[str, Any] = {}
+    optimizer = updater.optimizer
+    scheduler = optimizer.lr_scheduler
+    manifest = {
+        "version": VERSION,
+        "token": token,
+        "optimizer": type(optimizer).__name__,
+        "states": [[int(key), _flatten(state, f"{key}", arrays)] for key, state in updater.states.items()],
+        "counts": [[int(key), count] for key, count in optimizer._index_update_count.items()],
+        "progress": {name: getattr(optimizer, name) for name in _PROGRESS if hasattr(optimizer, name)},
+        "scheduler": None if scheduler is None else {"name": type(scheduler).__name__, "state": vars(scheduler)},
+    }
+    arrays[_MANIFEST] = np.frombuffer(json.dumps(manifest).encode(), dtype=np.uint8)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    atomic_write(path, write)
+
+
+def load(path: Path, updater: Any, token: str, mx: Any) -> None:
+    """Replace the updater's states by those in `path`; `mx` is the mxnet module.
+
+    Raises:
+        StateError: the file is missing, damaged, of another save or of another optimizer.
+        SpecError: its scheduler's state is not valid.
+    """
+    optimizer = updater.optimizer
+    arrays, manifest = _read(path)
+    try:
+        for key, expected in (("version", VERSION), ("token", token), ("optimizer", type(optimizer).__name__)):
+            if manifest[key] != expected:
+                raise StateError(f"{path.name}: {key} must be {expected!r}, got {manifest[key]!r}")
+        saved, current = manifest["scheduler"], optimizer.lr_scheduler
+        kinds = [None if saved is None else saved["name"], None if current is None else type(current).__name__]
+        if kinds[0] != kinds[1]:
+            raise StateError(f"{path.name}: lr_scheduler must be {kinds[0]}, as when it was saved, got {kinds[1]}")
+        progress = {name: manifest["progress"][name] for name in _PROGRESS if hasattr(optimizer, name)}
+        for name, value in progress.items():
+            require_kind(value, Kind.OPTIONAL_NUMBER, f"progress.{name}")
+        num_update = require_kind(progress["num_update"], Kind.COUNT, "progress.num_update")
+        counts = {int(key): require_kind(count, Kind.COUNT, "counts") for key, count in manifest["counts"]}
+        scheduler = None if saved is None else schedulers.decode(saved, num_update, mx.lr_scheduler)
+        loaded = {int(key): _unflatten(state, arrays, mx) for key, state in manifest["states"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"{path.name} has a damaged manifest ({type(error).__name__})") from None
+    updater.states, updater.states_synced = loaded, dict.fromkeys(loaded, False)
+    optimizer._index_update_count.clear()
+    optimizer._index_update_count.update(counts)
+    vars(optimizer).update(progress)
+    optimizer.lr_scheduler = scheduler
+
+
+def token_of(path: Path) -> str | None:
+    """Return the token in a server's file, or None where the file is missing or damaged."""
+    try:
+        token = _read(path)[1].get("token")
+    except StateError:
+        return None
+    return token if isinstance(token, str) else None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        manifest = json.loads(bytes(arrays.pop(_MANIFEST)))
+    except FileNotFoundError:
+        raise StateError(f"optimizer states {path.name} are missing from the checkpoint directory") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StateError(f"optimizer states {path.name} cannot be read: {type(error).__name__}: {error}") from None
+    if not isinstance(manifest, dict):
+        raise StateError(f"optimizer states {path.name} have no manifest")
+    return arrays, manifest
+
+
+def _flatten(state: Any, name: str, arrays: dict[str, Any]) -> Any:
+    """Move the arrays of a nested state into `arrays` and return its shape as JSON."""
+    if state is None or isinstance(state, int | float):
+        return {"value": state}
+    if isinstance(state, tuple | list):
+        kind = "tuple" if isinstance(state, tuple) else "list"
+        return {kind: [_flatten(item, f"{name}.{index}", arrays) for index, item in enumerate(state)]}
+    if not hasattr(state, "asnumpy"):
+        raise StateError(f"optimizer state {name} must be an array, got {type(state).__name__}")
+    arrays[name] = state.asnumpy()
+    return {"array": name}
+
+
+def _unflatten(shape: dict[str, Any], arrays: dict[str, Any], mx: Any) -> Any:
+    ((kind, value),) = shape.items()
+    if kind == "array":
+        return mx.nd.array(arrays[value], dtype=arrays[value].dtype)
+    if kind == "tuple":
+        return tuple(_unflatten(item, arrays, mx) for item in value)
+    if kind == "list":
+        return [_unflatten(item, arrays, mx) for item in value]
+    return require_kind(value, Kind.OPTIONAL_NUMBER, "state")
