@@ -12,6 +12,7 @@ from holdfast_local.emulator.extension import (
     callbacks,
     conditions,
     instances,
+    log_streams,
     network,
     object_keys,
     parameters,
@@ -23,7 +24,7 @@ from holdfast_local.emulator.extension.seams import require_version, seam
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: In this order, because some wrap what an earlier one put in place.
-_SUBJECTS = (root, conditions, object_keys, network, buckets, parameters, instances, tasks, callbacks)
+_SUBJECTS = (root, conditions, log_streams, object_keys, network, buckets, parameters, instances, tasks, callbacks)
 
 
 def install() -> Application:
