@@ -39,3 +39,25 @@ node_modules/.ready: package-lock.json
 	@echo "==> the CDK command line into node_modules"
 	@npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
+
+demo: setup ## Deploy, train, verify, report, tear down: everything on this machine
+	@.venv/bin/holdfast local demo
+
+test: setup lint ## Run every check and test
+	@.venv/bin/python -m pytest
+
+lint: .venv/.ready ## Check style and types
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@cd constructs/holdfast/functions/enrolment && MYPYPATH=. $(CURDIR)/.venv/bin/mypy --strict \
+	  --cache-dir $(CURDIR)/.mypy_cache *.py
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run local/*.sh; fi
+
+lock: ## Renew the locked versions and hashes (needs uv)
+	@for f in requirements node/requirements local/requirements constructs/holdfast/functions/enrolment/requirements; do \
+	  uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	    --no-emit-find-links --output-file $$f.txt $$f.in; done
+
+clean: ## Remove everything that was installed or built here
+	@rm -rf .venv .venv-node .venv-aws node_modules .build cdk.out .mypy_cache .pytest_cache .ruff_cache

@@ -5,13 +5,17 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import TypeVar
 
 import click
 
 from holdfast_local import session
 from holdfast_local.errors import LocalError
 from holdfast_node.contract.errors import HoldfastError
+
+T = TypeVar("T")
 
 ISOLATION = click.option(
     "--isolation",
@@ -72,7 +76,8 @@ def down() -> None:
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def status(output: str) -> None:
     """Show the hosts that act as EC2 instances, and what this machine does not enforce."""
-    state = _run(lambda: session.environment() and session.hosts())
+    _run(session.environment)  # says so where none is running
+    state = _run(session.hosts)
     if output == "json":
         click.echo(json.dumps(state, indent=2))
         return
@@ -102,7 +107,7 @@ def demo(isolation: str, keep: bool) -> None:
     sys.exit(_run(lambda: run_demo(isolation=isolation, keep=keep, progress=progress)))
 
 
-def _run(action):  # type: ignore[no-untyped-def]
+def _run(action: Callable[[], T]) -> T:
     try:
         return action()
     except KeyboardInterrupt:

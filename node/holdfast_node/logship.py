@@ -11,6 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 if TYPE_CHECKING:
     from mypy_boto3_logs import CloudWatchLogsClient
+    from mypy_boto3_logs.type_defs import InputLogEventTypeDef
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,11 +76,13 @@ class LogShipper(threading.Thread):
             if not lines:
                 continue
             now = int(time.time() * 1000)
-            events = [{"timestamp": now, "message": line.decode("utf-8", "replace")} for line in lines]
+            events: list[InputLogEventTypeDef] = [
+                {"timestamp": now, "message": line.decode("utf-8", "replace")} for line in lines
+            ]
             try:
                 if stream not in self._created:
                     self._create(stream)
-                self._logs.put_log_events(logGroupName=self._group, logStreamName=stream, logEvents=events)  # type: ignore[arg-type]
+                self._logs.put_log_events(logGroupName=self._group, logStreamName=stream, logEvents=events)
             except (BotoCoreError, ClientError) as error:
                 if stream not in self._complained:  # once: this line is itself shipped
                     self._complained.add(stream)

@@ -197,8 +197,9 @@ class NodeResult(Document):
     """How a node's part in a job ended.
 
     `status` 0 is success, negative a signal; `cause` is one line for a human; `tls_connections` counts the
-    handshakes that this node accepted, and `tls_peers` has the certificate names that it accepted them from; `first_step_ms` is when a worker's first training step began (milliseconds
-    since the epoch); `model_sha256` is the digest of the published model's signature bundle.
+    handshakes that this node accepted, and `tls_peers` has the certificate names that it accepted them from;
+    `first_step_ms` is when a worker's first training step began (milliseconds since the epoch); `model_sha256` is
+    the digest of the published model's signature bundle.
     """
 
     status: int
