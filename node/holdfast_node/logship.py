@@ -19,6 +19,7 @@ _LOG = logging.getLogger(__name__)
 # (https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_PutLogEvents.html).
 _MAX_LINE_BYTES = 16 << 10
 _MAX_BATCH_BYTES = 512 << 10
+_MAX_BATCH_LINES = 5_000
 _INTERVAL_SECONDS = 2.0
 #: stunnel's own level 6 has one line for each step of each connection; only level 5 and more severe is shipped.
 _NOISE = re.compile(rb"LOG[67]\[")
@@ -31,17 +32,23 @@ class Tail:
         self._path = path
         self._offset = 0
 
-    def lines(self, *, all_of_it: bool = False) -> list[bytes]:
-        """Return the new complete lines (with `all_of_it`, an unfinished last one too); none if there is no file."""
+    def lines(self, *, all_of_it: bool = False) -> list[bytes] | None:
+        """Return the next complete lines, at most one batch of them, or None if there are none yet.
+
+        With `all_of_it` an unfinished last line counts as complete. A batch may be empty: noise is left out.
+        """
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read(_MAX_BATCH_BYTES)
         except FileNotFoundError:
-            return []
+            return None
         end = len(data) if all_of_it or len(data) == _MAX_BATCH_BYTES else data.rfind(b"\n") + 1
-        self._offset += end
-        return [line[:_MAX_LINE_BYTES] for line in data[:end].splitlines() if line.strip() and not _NOISE.search(line)]
+        lines = data[:end].splitlines(keepends=True)[:_MAX_BATCH_LINES]
+        if not lines:
+            return None
+        self._offset += sum(map(len, lines))
+        return [line.rstrip()[:_MAX_LINE_BYTES] for line in lines if line.strip() and not _NOISE.search(line)]
 
 
 class LogShipper(threading.Thread):
@@ -72,21 +79,23 @@ class LogShipper(threading.Thread):
 
     def _ship(self, *, all_of_it: bool = False) -> None:
         for stream, tail in self._tails.items():
-            lines = tail.lines(all_of_it=all_of_it)
-            if not lines:
-                continue
-            now = int(time.time() * 1000)
-            events: list[InputLogEventTypeDef] = [
-                {"timestamp": now, "message": line.decode("utf-8", "replace")} for line in lines
-            ]
-            try:
-                if stream not in self._created:
-                    self._create(stream)
-                self._logs.put_log_events(logGroupName=self._group, logStreamName=stream, logEvents=events)
-            except (BotoCoreError, ClientError) as error:
-                if stream not in self._complained:  # once: this line is itself shipped
-                    self._complained.add(stream)
-                    _LOG.warning("log lines of %s were not shipped: %s", stream, error)
+            while (lines := tail.lines(all_of_it=all_of_it)) is not None:
+                if lines:
+                    self._send(stream, lines)
+
+    def _send(self, stream: str, lines: list[bytes]) -> None:
+        now = int(time.time() * 1000)
+        events: list[InputLogEventTypeDef] = [
+            {"timestamp": now, "message": line.decode("utf-8", "replace")} for line in lines
+        ]
+        try:
+            if stream not in self._created:
+                self._create(stream)
+            self._logs.put_log_events(logGroupName=self._group, logStreamName=stream, logEvents=events)
+        except (BotoCoreError, ClientError) as error:
+            if stream not in self._complained:  # once: this line is itself shipped
+                self._complained.add(stream)
+                _LOG.warning("log lines of %s were not shipped: %s", stream, error)
 
     def _create(self, stream: str) -> None:
         try:

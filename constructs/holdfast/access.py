@@ -1,0 +1,30 @@
+"""What the nodes of a cluster call: plain data, from which a network makes its endpoints."""
+
+from dataclasses import dataclass
+
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceAccess:
+    """One AWS service that nodes call, with what they may do there.
+
+    `name` becomes the endpoint's construct id. `actions` and `resources` become its policy.
+    """
+
+    name: str
+    service: ec2.InterfaceVpcEndpointAwsService
+    actions: tuple[str, ...]
+    resources: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeAccess:
+    """All that nodes reach outside the cluster: services by interface endpoints, objects by the S3 gateway.
+
+    `objects` are statements without principals: the network allows them to this account's principals only.
+    """
+
+    services: tuple[ServiceAccess, ...]
+    objects: tuple[iam.PolicyStatement, ...]

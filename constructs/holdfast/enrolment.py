@@ -1,0 +1,175 @@
+"""The enrolment function: turns an EC2 identity into a certificate."""
+
+import json
+from pathlib import Path
+
+from aws_cdk import AssetHashType, Duration, RemovalPolicy, Stack
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
+from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_logs as logs
+from aws_cdk import aws_s3 as s3
+from constructs import Construct
+
+from holdfast.conditions import DIGEST_ONLY, via_s3
+from holdfast.dependencies import depend
+from holdfast.findings import acknowledge
+from holdfast.names import ClusterNames
+from holdfast.packing import pack_function
+from holdfast_node.contract.layout import JobsBucket
+from holdfast_node.contract.roles import Role
+
+SOURCES = Path(__file__).parent / "functions" / "enrolment"
+CERTIFICATE_HOURS = 24
+
+
+class EnrolmentFunction(Construct):
+    """A Lambda function that has the cluster's CA sign a certificate for a node that AWS vouches for.
+
+    It is not attached to the VPC: it asks STS, EC2 and Auto Scaling who is calling, and inside the network it would
+    need three more interface endpoints. It listens nowhere; nodes reach it through the network's Lambda endpoint.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        cluster_name: str,
+        certificate_authority: kms.IKey,
+        data_key: kms.IKey,
+        jobs_bucket: s3.IBucket,
+        log_retention: logs.RetentionDays,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+        reserved_concurrency: int = 10,
+        cache_directory: Path | None = None,
+    ) -> None:
+        """Make the function, its role and its log group.
+
+        Args:
+            scope: the construct's parent.
+            construct_id: the construct's id.
+            cluster_name: the cluster whose nodes it admits, and no others'.
+            certificate_authority: an ECC NIST P-256 signing key.
+            data_key: encrypts its environment, its log and the objects it writes.
+            jobs_bucket: where it keeps the CA's certificate.
+            log_retention: how long its log, the record of every issue and refusal, is kept.
+            removal_policy: what happens to the log. Default: RETAIN.
+            reserved_concurrency: the most executions at once; a flood of requests cannot use the account's whole
+                quota, and nobody else can use this share. Default: 10.
+            cache_directory: where dependencies are kept between syntheses. Default: `.build` in the working directory.
+
+        Raises:
+            BundleError: its dependencies could not be installed.
+        """
+        super().__init__(scope, construct_id)
+        stack = Stack.of(self)
+        names = ClusterNames(cluster_name)
+        self.log_group = logs.LogGroup(
+            self,
+            "Log",
+            log_group_name=names.log_group("enrolment"),
+            encryption_key=data_key,
+            retention=log_retention,
+            removal_policy=removal_policy,
+        )
+        self.role = iam.Role(
+            self,
+            "Role",
+            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
+            description=f"Holdfast {cluster_name}: signs node certificates",
+        )
+        policy = iam.ManagedPolicy(
+            self,
+            "Policy",
+            description=f"Holdfast {cluster_name}: what the enrolment function does",
+            roles=[self.role],
+            statements=_statements(stack, certificate_authority, data_key, jobs_bucket, self.log_group),
+        )
+        acknowledge(
+            policy,
+            "AwsSolutions-IAM5[Resource::*]",
+            reason="ec2:DescribeInstances and autoscaling:DescribeAutoScalingInstances have no resource-level scope.",
+        )
+        directory, packed_digest = pack_function(SOURCES, cache_directory or Path.cwd() / ".build")
+        roles = {str(role): {"role_arn": names.role_arn(role, stack), "group": names.group(role)} for role in Role}
+        self.function = lambda_.Function(
+            self,
+            "Function",
+            function_name=names.enrolment_function,
+            description=f"Holdfast {cluster_name}: enrols nodes by their EC2 identity",
+            runtime=lambda_.Runtime.PYTHON_3_11,
+            architecture=lambda_.Architecture.X86_64,
+            handler="handler.handler",
+            code=lambda_.Code.from_asset(
+                str(directory), asset_hash=packed_digest, asset_hash_type=AssetHashType.CUSTOM
+            ),
+            # By its ARN, so that CDK attaches nothing of its own: the policy above is all that the function may do.
+            role=iam.Role.from_role_arn(self, "FixedRole", self.role.role_arn, mutable=False),
+            timeout=Duration.seconds(30),
+            memory_size=512,
+            reserved_concurrent_executions=reserved_concurrency,
+            environment_encryption=data_key,
+            log_group=self.log_group,
+            logging_format=lambda_.LoggingFormat.JSON,
+            environment={
+                "HOLDFAST_CLUSTER": cluster_name,
+                "HOLDFAST_CA_KEY": certificate_authority.key_arn,
+                "HOLDFAST_JOBS_BUCKET": jobs_bucket.bucket_name,
+                "HOLDFAST_ROLES": json.dumps(roles, sort_keys=True),
+                "HOLDFAST_CERT_HOURS": str(CERTIFICATE_HOURS),
+            },
+        )
+        depend(self.function, policy)
+        acknowledge(
+            self.function,
+            "AwsSolutions-L1",
+            reason="The locked wheels, the node runtime and the local cluster are all built for Python 3.11.",
+        )
+
+    def grant_enrol(self, grantee: iam.IGrantable) -> iam.Grant:
+        """Let `grantee` ask for a certificate; it gets one only as an instance of the cluster's groups."""
+        return iam.Grant.add_to_principal(
+            grantee=grantee, actions=["lambda:InvokeFunction"], resource_arns=[self.function.function_arn]
+        )
+
+
+def _statements(
+    stack: Stack, certificate_authority: kms.IKey, data_key: kms.IKey, bucket: s3.IBucket, log_group: logs.ILogGroup
+) -> list[iam.PolicyStatement]:
+    ca_certificate = bucket.arn_for_objects(JobsBucket.CA_CERTIFICATE)
+    return [
+        iam.PolicyStatement(
+            sid="SignCertificates",
+            actions=["kms:Sign"],
+            resources=[certificate_authority.key_arn],
+            conditions=DIGEST_ONLY,
+        ),
+        iam.PolicyStatement(
+            sid="ReadAuthorityKey", actions=["kms:GetPublicKey"], resources=[certificate_authority.key_arn]
+        ),
+        iam.PolicyStatement(sid="CaCertificate", actions=["s3:GetObject", "s3:PutObject"], resources=[ca_certificate]),
+        iam.PolicyStatement(
+            sid="EncryptedObjects",
+            actions=["kms:Decrypt", "kms:GenerateDataKey"],
+            resources=[data_key.key_arn],
+            conditions=via_s3(stack),
+        ),
+        iam.PolicyStatement(
+            # Lambda decrypts the environment as the function's own role.
+            sid="OwnEnvironment",
+            actions=["kms:Decrypt"],
+            resources=[data_key.key_arn],
+            conditions={"StringEquals": {"kms:ViaService": f"lambda.{stack.region}.amazonaws.com"}},
+        ),
+        iam.PolicyStatement(
+            sid="IdentifyCallers",
+            actions=["autoscaling:DescribeAutoScalingInstances", "ec2:DescribeInstances"],
+            resources=["*"],
+        ),
+        iam.PolicyStatement(
+            sid="OwnLog",
+            actions=["logs:CreateLogStream", "logs:PutLogEvents"],
+            resources=[log_group.log_group_arn],
+        ),
+    ]

@@ -1,0 +1,146 @@
+"""What outlives every job and every node: keys, buckets, the enrolment function, the nodes' log, the node bundle."""
+
+from pathlib import Path
+
+from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs
+from constructs import Construct
+
+from holdfast.access import NodeAccess, ServiceAccess
+from holdfast.buckets import ClusterBuckets
+from holdfast.bundle import NodeBundle
+from holdfast.conditions import DIGEST_ONLY, via_s3
+from holdfast.enrolment import EnrolmentFunction
+from holdfast.keys import ClusterKeys
+from holdfast.names import ClusterNames
+
+
+class ClusterFoundation(Construct):
+    """A cluster's keys, buckets, enrolment function, node log and node bundle.
+
+    It costs what its keys and stored bytes cost; nothing in it runs between jobs.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        cluster_name: str,
+        log_retention: logs.RetentionDays = logs.RetentionDays.ONE_YEAR,
+        access_log_retention: Duration | None = None,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+        node_source: Path | None = None,
+        cache_directory: Path | None = None,
+    ) -> None:
+        """Make the foundation of one cluster.
+
+        Args:
+            scope: the construct's parent.
+            construct_id: the construct's id.
+            cluster_name: 3 to 32 lower-case letters, digits and hyphens; unique in its account and region.
+            log_retention: how long logs are kept. Default: one year.
+            access_log_retention: how long the buckets' access logs are kept. Default: one year.
+            removal_policy: what happens to keys, buckets and logs when they leave the stack. Default: RETAIN.
+            node_source: the directory with the package `holdfast_node`. Default: the installed one.
+            cache_directory: where packed code is kept. Default: `.build` in the working directory.
+
+        Raises:
+            PropertyError: the cluster's name does not fit.
+            BundleError: code could not be packed.
+        """
+        super().__init__(scope, construct_id)
+        self.cluster_name = cluster_name
+        self.names = ClusterNames(cluster_name)
+        self.removal_policy = removal_policy
+        self.log_retention = log_retention
+        self.keys = ClusterKeys(self, "Keys", cluster_name=cluster_name, removal_policy=removal_policy)
+        self.buckets = ClusterBuckets(
+            self,
+            "Buckets",
+            encryption_key=self.keys.data,
+            access_log_retention=access_log_retention or Duration.days(365),
+            removal_policy=removal_policy,
+        )
+        self.node_log = logs.LogGroup(
+            self,
+            "NodeLog",
+            log_group_name=self.names.log_group("nodes"),
+            encryption_key=self.keys.data,
+            retention=log_retention,
+            removal_policy=removal_policy,
+        )
+        self.enrolment = EnrolmentFunction(
+            self,
+            "Enrolment",
+            cluster_name=cluster_name,
+            certificate_authority=self.keys.certificate_authority,
+            data_key=self.keys.data,
+            jobs_bucket=self.buckets.jobs,
+            log_retention=log_retention,
+            removal_policy=removal_policy,
+            cache_directory=cache_directory,
+        )
+        self.bundle = NodeBundle(self, "NodeBundle", source=node_source, cache_directory=cache_directory)
+
+    def node_access(self) -> NodeAccess:
+        """Return what nodes call and why: the network makes its endpoints, and their policies, from it."""
+        services = ec2.InterfaceVpcEndpointAwsService
+        keys = self.keys
+        return NodeAccess(
+            services=(
+                ServiceAccess(
+                    name="Kms",
+                    service=services.KMS,
+                    actions=("kms:GetPublicKey", "kms:Sign"),
+                    resources=(keys.job_signing.key_arn, keys.model_signing.key_arn),
+                ),
+                ServiceAccess(
+                    name="Logs",
+                    service=services.CLOUDWATCH_LOGS,
+                    actions=("logs:CreateLogStream", "logs:PutLogEvents"),
+                    resources=(self.node_log.log_group_arn,),
+                ),
+                ServiceAccess(
+                    name="States",
+                    service=services.STEP_FUNCTIONS,
+                    actions=("states:SendTaskFailure", "states:SendTaskHeartbeat", "states:SendTaskSuccess"),
+                    resources=(self.names.state_machine_arn(Stack.of(self)),),
+                ),
+                ServiceAccess(
+                    name="Lambda",
+                    service=services.LAMBDA_,
+                    actions=("lambda:InvokeFunction",),
+                    resources=(self.enrolment.function.function_arn,),
+                ),
+            ),
+            objects=(
+                iam.PolicyStatement(
+                    sid="ListRegistrations", actions=["s3:ListBucket"], resources=[self.buckets.jobs.bucket_arn]
+                ),
+                iam.PolicyStatement(
+                    sid="JobObjects",
+                    actions=["s3:GetObject", "s3:PutObject"],
+                    resources=[self.buckets.jobs.arn_for_objects("*")],
+                ),
+                iam.PolicyStatement(
+                    sid="ModelObjects", actions=["s3:PutObject"], resources=[self.buckets.models.arn_for_objects("*")]
+                ),
+                iam.PolicyStatement(sid="NodeBundle", actions=["s3:GetObject"], resources=[self.bundle.object_arn]),
+            ),
+        )
+
+    def grant_sign_jobs(self, grantee: iam.IGrantable) -> None:
+        """Let `grantee` sign job documents and store them with their code, under `jobs/` and nowhere else."""
+        key, jobs = self.keys, self.buckets.jobs
+        for actions, resource, conditions in (
+            (["kms:GetPublicKey"], key.job_signing.key_arn, None),
+            (["kms:Sign"], key.job_signing.key_arn, DIGEST_ONLY),
+            (["s3:PutObject"], jobs.arn_for_objects("jobs/*"), None),
+            (["kms:Decrypt", "kms:GenerateDataKey"], key.data.key_arn, via_s3(self)),
+        ):
+            iam.Grant.add_to_principal(
+                grantee=grantee, actions=actions, resource_arns=[resource], conditions=conditions
+            )

@@ -1,0 +1,128 @@
+"""The cluster's KMS keys."""
+
+from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
+from constructs import Construct
+
+from holdfast.names import ClusterNames
+
+
+class ClusterKeys(Construct):
+    """One symmetric key for data at rest and three asymmetric ones that sign, each for a single purpose.
+
+    The signing keys are ECC NIST P-256: what TLS certificates, job documents and model signatures are verified
+    with everywhere. Their private halves never leave KMS. AWS does not rotate asymmetric keys.
+
+    Default removal: RETAIN. With DESTROY, KMS deletes the keys after a pending window of seven days.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        cluster_name: str,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+    ) -> None:
+        super().__init__(scope, construct_id)
+        names = ClusterNames(cluster_name)
+        destroyed = removal_policy is RemovalPolicy.DESTROY
+        pending_window = Duration.days(7) if destroyed else Duration.days(30)
+
+        self.data = kms.Key(
+            self,
+            "Data",
+            alias=f"holdfast/{cluster_name}/data",
+            description=f"Holdfast {cluster_name}: data at rest",
+            enable_key_rotation=True,
+            pending_window=pending_window,
+            removal_policy=removal_policy,
+        )
+        self._allow_logs(names)
+        self._allow_auto_scaling()
+
+        def signing_key(key_id: str, alias: str, purpose: str) -> kms.Key:
+            return kms.Key(
+                self,
+                key_id,
+                alias=f"holdfast/{cluster_name}/{alias}",
+                description=f"Holdfast {cluster_name}: {purpose}",
+                key_spec=kms.KeySpec.ECC_NIST_P256,
+                key_usage=kms.KeyUsage.SIGN_VERIFY,
+                pending_window=pending_window,
+                removal_policy=removal_policy,
+            )
+
+        self.certificate_authority = signing_key("CertificateAuthority", "ca", "signs the nodes' certificates")
+        self.job_signing = signing_key("JobSigning", "jobs", "signs job documents")
+        self.model_signing = signing_key("ModelSigning", "models", "signs trained models")
+
+    def _allow_logs(self, names: ClusterNames) -> None:
+        """Let CloudWatch Logs encrypt this cluster's log groups and no others."""
+        stack = Stack.of(self)
+        group = f"arn:{stack.partition}:logs:{stack.region}:{stack.account}:log-group:"
+        self.data.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid="CloudWatchLogs",
+                principals=[iam.ServicePrincipal(f"logs.{stack.region}.amazonaws.com")],
+                actions=[
+                    "kms:Encrypt",
+                    "kms:Decrypt",
+                    "kms:ReEncryptFrom",
+                    "kms:ReEncryptTo",
+                    "kms:GenerateDataKey",
+                    "kms:DescribeKey",
+                ],
+                resources=["*"],
+                conditions={
+                    "ArnLike": {
+                        "kms:EncryptionContext:aws:logs:arn": [
+                            f"{group}{names.log_group('*')}",
+                            f"{group}{names.job_log_group}",
+                        ]
+                    }
+                },
+            )
+        )
+
+    def _allow_auto_scaling(self) -> None:
+        """Let the Auto Scaling service's own role launch instances with volumes under this key.
+
+        The role is matched by a condition: as a principal it would have to exist before the first deployment, and
+        in a new account it doesn't. The two conditions together admit this one role of this account only.
+        """
+        stack = Stack.of(self)
+        conditions = {
+            "StringEquals": {"kms:CallerAccount": stack.account},
+            "ArnEquals": {
+                "aws:PrincipalArn": f"arn:{stack.partition}:iam::{stack.account}:role/aws-service-role/"
+                "autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling"
+            },
+        }
+        self.data.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid="AutoScalingVolumes",
+                principals=[iam.AnyPrincipal()],
+                actions=[
+                    "kms:Encrypt",
+                    "kms:Decrypt",
+                    "kms:ReEncryptFrom",
+                    "kms:ReEncryptTo",
+                    "kms:GenerateDataKey",
+                    "kms:GenerateDataKeyWithoutPlaintext",
+                    "kms:DescribeKey",
+                ],
+                resources=["*"],
+                conditions=conditions,
+            )
+        )
+        self.data.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid="AutoScalingGrants",
+                principals=[iam.AnyPrincipal()],
+                actions=["kms:CreateGrant"],
+                resources=["*"],
+                conditions={**conditions, "Bool": {"kms:GrantIsForAWSResource": "true"}},
+            )
+        )

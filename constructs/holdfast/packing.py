@@ -1,0 +1,129 @@
+"""Packing code for a function and for nodes: the same bytes from the same sources, without Docker."""
+
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from holdfast.errors import BundleError
+
+#: The earliest time that a zip entry can carry.
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+_PIP_TIMEOUT_SECONDS = 600
+#: What the function's runtime is (Python 3.11 on x86_64), whatever machine synthesizes.
+_PLATFORM = (
+    "--only-binary=:all:",
+    "--platform=manylinux2014_x86_64",
+    "--python-version=3.11",
+    "--implementation=cp",
+)
+
+
+def digest(contents: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 (hex) of named contents, whatever their order."""
+    total = hashlib.sha256()
+    for name, content in sorted(contents.items()):
+        total.update(f"{len(name)} {name} {len(content)} ".encode())
+        total.update(content)
+    return total.hexdigest()
+
+
+def read_tree(directory: Path, pattern: str) -> dict[str, bytes]:
+    """Return the files below `directory` that match `pattern`, by their POSIX path relative to it."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob(pattern))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def write_zip(target: Path, contents: Mapping[str, bytes]) -> str:
+    """Write a zip whose bytes depend on `contents` alone, and return its SHA-256 (hex)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in sorted(contents.items()):
+            entry = zipfile.ZipInfo(name, _ZIP_EPOCH)
+            entry.create_system = 3  # Unix, wherever it is made
+            entry.external_attr = 0o100644 << 16
+            # Stored, not deflated: compressed bytes differ between versions of zlib.
+            archive.writestr(entry, content, zipfile.ZIP_STORED)
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as scratch:
+        scratch.write(packed.getvalue())
+    Path(scratch.name).replace(target)
+    return hashlib.sha256(packed.getvalue()).hexdigest()
+
+
+def pack_function(sources: Path, cache: Path) -> tuple[Path, str]:
+    """Return a directory with a function's modules and locked dependencies, and a digest of both.
+
+    Dependencies are installed once per lock file into `cache`; after that packing needs no network.
+
+    Args:
+        sources: a flat directory of modules with a hash-locked `requirements.txt`.
+        cache: where packed functions are kept between calls.
+
+    Raises:
+        BundleError: there are no modules, or pip refused; the message holds pip's last lines.
+    """
+    modules = read_tree(sources, "*.py")
+    lock = sources / "requirements.txt"
+    if "handler.py" not in modules or not lock.is_file():
+        raise BundleError(f"{sources} must hold handler.py and requirements.txt, got {sorted(modules)}")
+    dependencies = _dependencies(lock, cache / f"{sources.name}-deps-{digest({'lock': lock.read_bytes()})[:16]}")
+    packed_digest = digest({**modules, "requirements.txt": lock.read_bytes(), "platform": " ".join(_PLATFORM).encode()})
+    target = cache / f"{sources.name}-{packed_digest[:16]}"
+    if not target.is_dir():
+        scratch = Path(tempfile.mkdtemp(dir=cache))
+        shutil.copytree(dependencies, scratch, dirs_exist_ok=True)
+        for name, content in modules.items():
+            path = scratch / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        _move_into_place(scratch, target)
+    return target, packed_digest
+
+
+def _dependencies(lock: Path, target: Path) -> Path:
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"holdfast: installing the locked dependencies of the {lock.parent.name} function (once)", file=sys.stderr)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    command = [
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"),
+        *("--require-hashes", *_PLATFORM, "--target", str(scratch), "--requirement", str(lock)),
+    ]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_PIP_TIMEOUT_SECONDS)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        shutil.rmtree(scratch)
+        raise BundleError(
+            f"the dependencies in {lock} could not be installed: {_last_lines(error)}; "
+            "check that this machine reaches a Python package index"
+        ) from None
+    _move_into_place(scratch, target)
+    return target
+
+
+def _move_into_place(scratch: Path, target: Path) -> None:
+    """Rename `scratch` to `target`; where another synthesis was quicker, its equal result stays."""
+    scratch.chmod(0o755)
+    try:
+        scratch.rename(target)
+    except OSError:
+        shutil.rmtree(scratch)
+        if not target.is_dir():
+            raise
+
+
+def _last_lines(error: subprocess.CalledProcessError | subprocess.TimeoutExpired) -> str:
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"pip did not finish within {_PIP_TIMEOUT_SECONDS} seconds"
+    lines = [line for line in str(error.stderr).splitlines() if line.strip()]
+    return " / ".join(lines[-3:]) or f"pip ended with status {error.returncode}"

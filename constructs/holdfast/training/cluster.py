@@ -1,0 +1,181 @@
+"""The training cluster: fleets, rules between them, checkpoints and jobs."""
+
+from collections.abc import Mapping
+
+from aws_cdk import RemovalPolicy, Stack
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+from constructs import Construct
+
+from holdfast.errors import PropertyError
+from holdfast.foundation import ClusterFoundation
+from holdfast.network import PrivateNetwork
+from holdfast.security_groups import HTTPS, NFS, allow_between, closed_security_group
+from holdfast.training.checkpoints import CheckpointRetention, CheckpointStore
+from holdfast.training.fleet import FleetProps, NodeFleet
+from holdfast.training.jobs import JobLimits, JobStateMachine
+from holdfast.training.policies import acknowledge_wildcards, node_statements
+from holdfast.training.user_data import node_user_data
+from holdfast_node.contract.documents import NodeConfig
+from holdfast_node.contract.errors import DocumentError
+from holdfast_node.contract.roles import DEFAULT_PORTS, DIALS, Role
+
+
+class TrainingCluster(Construct):
+    """One scheduler, servers and workers that can talk to each other on pinned ports and to nobody else.
+
+    At rest it has no instances. A job is one execution of `jobs.state_machine`.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        foundation: ClusterFoundation,
+        network: PrivateNetwork,
+        scheduler: FleetProps,
+        servers: FleetProps,
+        workers: FleetProps,
+        ports: Mapping[Role, int] = DEFAULT_PORTS,
+        limits: JobLimits | None = None,
+        retention: CheckpointRetention | None = None,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+    ) -> None:
+        """Make the cluster.
+
+        Args:
+            scope: the construct's parent.
+            construct_id: the construct's id.
+            foundation: the cluster's keys, buckets, enrolment function and node bundle.
+            network: where nodes live.
+            scheduler: its instance type; there is one per job.
+            servers: instance type and limit.
+            workers: instance type and limit.
+            ports: one distinct port per role. Default: 9091, 9092 and 9093.
+            limits: what no job may exceed. Default: four hours, ten minutes of silence.
+            retention: how long checkpoints are kept. Default: the last three, thirty days.
+            removal_policy: what happens to checkpoints and the job log. Default: RETAIN.
+
+        Raises:
+            PropertyError: the ports are not one distinct port per role, or there is more than one scheduler.
+        """
+        super().__init__(scope, construct_id)
+        if scheduler.max_count != 1:
+            raise PropertyError(f"scheduler max_count must be 1, got {scheduler.max_count}; a job has one scheduler")
+        self.foundation = foundation
+        self.network = network
+        self.ports = dict(ports)
+        names = foundation.names
+        self.checkpoints = CheckpointStore(
+            self,
+            "Checkpoints",
+            cluster_name=foundation.cluster_name,
+            network=network,
+            encryption_key=foundation.keys.data,
+            retention=retention or CheckpointRetention(),
+            removal_policy=removal_policy,
+        )
+        self.security_groups = {
+            role: closed_security_group(
+                self, f"{role.title()}Group", vpc=network.vpc, description=f"Holdfast {foundation.cluster_name}: {role}"
+            )
+            for role in Role
+        }
+        self._allow_traffic()
+        props = {Role.SCHEDULER: scheduler, Role.SERVER: servers, Role.WORKER: workers}
+        state_machine_arn = names.state_machine_arn(Stack.of(self))
+        self.fleets = {
+            role: NodeFleet(
+                self,
+                role.title(),
+                cluster_name=foundation.cluster_name,
+                role=role,
+                props=props[role],
+                network=network,
+                security_group=self.security_groups[role],
+                encryption_key=foundation.keys.data,
+                statements=node_statements(
+                    role, foundation=foundation, checkpoints=self.checkpoints, state_machine_arn=state_machine_arn
+                ),
+                user_data=self._user_data(role),
+            )
+            for role in Role
+        }
+        for role, fleet in self.fleets.items():
+            acknowledge_wildcards(role, fleet.policy, foundation)
+        self.jobs = JobStateMachine(
+            self,
+            "Jobs",
+            foundation=foundation,
+            groups={role: fleet.group for role, fleet in self.fleets.items()},
+            max_counts={role: fleet_props.max_count for role, fleet_props in props.items()},
+            limits=limits or JobLimits(),
+            removal_policy=removal_policy,
+        )
+        #: All nodes' connections. Rules between roles are already there.
+        self.connections = ec2.Connections(security_groups=list(self.security_groups.values()))
+
+    def grant_submit(self, grantee: iam.IGrantable) -> None:
+        """Let `grantee` submit jobs: sign them, store them and start them."""
+        self.foundation.grant_sign_jobs(grantee)
+        self.jobs.grant_start(grantee)
+
+    def _allow_traffic(self) -> None:
+        """Add every rule there is: the six pairs that dial each other, and what each role needs around them."""
+        for source, targets in DIALS.items():
+            for target in targets:
+                allow_between(
+                    self,
+                    f"{source.title()}To{target.title()}",
+                    source=self.security_groups[source],
+                    target=self.security_groups[target],
+                    port=self.ports[target],
+                    description=f"{source} to {target}",
+                )
+        for role, group in self.security_groups.items():
+            around = {
+                "Endpoints": (self.network.endpoint_security_group, HTTPS, "interface endpoints"),
+                "Checkpoints": (self.checkpoints.security_group, NFS, "checkpoints: NFS over TLS"),
+            }
+            for name, (peer, port, what) in around.items():
+                allow_between(
+                    self,
+                    f"{role.title()}To{name}",
+                    source=group,
+                    target=peer,
+                    port=port,
+                    description=f"{role} to {what}",
+                )
+            ec2.CfnSecurityGroupEgress(
+                self,
+                f"{role.title()}ToS3Out",
+                group_id=group.security_group_id,
+                destination_prefix_list_id=self.network.s3_prefix_list_id,
+                ip_protocol="tcp",
+                from_port=HTTPS,
+                to_port=HTTPS,
+                description=f"{role} to the S3 gateway endpoint",
+            )
+
+    def _user_data(self, role: Role) -> str:
+        foundation = self.foundation
+        config = NodeConfig(
+            cluster=foundation.cluster_name,
+            role=role,
+            region=Stack.of(self).region,
+            ports=self.ports,
+            jobs_bucket=foundation.buckets.jobs.bucket_name,
+            models_bucket=foundation.buckets.models.bucket_name,
+            enrolment_function=foundation.enrolment.function.function_name,
+            job_signing_key=foundation.keys.job_signing.key_arn,
+            model_signing_key=foundation.keys.model_signing.key_arn,
+            log_group=foundation.node_log.log_group_name,
+            file_system_id=self.checkpoints.file_system.file_system_id,
+            access_point_id=self.checkpoints.access_point.access_point_id,
+            bundle=foundation.bundle.document,
+        )
+        try:
+            return node_user_data(config)
+        except DocumentError as error:
+            raise PropertyError(f"the cluster's properties do not make a node's configuration: {error}") from None

@@ -1,0 +1,164 @@
+"""A fleet: the role, launch template and Auto Scaling group of one of the trainer's roles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aws_cdk import Duration, Stack, Tags
+from aws_cdk import aws_autoscaling as autoscaling
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
+from constructs import Construct
+
+from holdfast.dependencies import depend
+from holdfast.errors import PropertyError
+from holdfast.findings import acknowledge
+from holdfast.names import ClusterNames
+from holdfast.network import PrivateNetwork
+from holdfast_node.contract.roles import MAX_NODES_PER_ROLE, Role
+
+#: SSM public parameters, resolved by CloudFormation at each deployment: the image that was deployed is the image
+#: that boots, until the next deployment.
+LINUX_IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"
+GPU_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id"
+_VOLUME_GIB = 30
+_GPU_VOLUME_GIB = 150  # the GPU image alone needs 75
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetProps:
+    """What one role's instances are.
+
+    `max_count` is the most that one job may have. `machine_image` defaults to Amazon Linux 2023, with NVIDIA's
+    driver if `gpu`; `volume_gib` to 30 GiB, or 150 GiB if `gpu`.
+    """
+
+    instance_type: str
+    max_count: int = 1
+    gpu: bool = False
+    machine_image: ec2.IMachineImage | None = None
+    volume_gib: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_count <= MAX_NODES_PER_ROLE:
+            raise PropertyError(
+                f"max_count must be between 1 and {MAX_NODES_PER_ROLE}, got {self.max_count}; "
+                "the overlay has no more addresses for a role"
+            )
+
+    @property
+    def image(self) -> ec2.IMachineImage:
+        """The image that instances boot."""
+        if self.machine_image is not None:
+            return self.machine_image
+        return ec2.MachineImage.from_ssm_parameter(
+            GPU_IMAGE if self.gpu else LINUX_IMAGE, os=ec2.OperatingSystemType.LINUX
+        )
+
+
+class NodeFleet(Construct):
+    """The instances of one role: none at rest, up to a limit while a job runs.
+
+    They answer metadata requests only with a token and over one hop, have no key pair and no public address, and
+    their volumes are encrypted with the cluster's key and go when they go.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        cluster_name: str,
+        role: Role,
+        props: FleetProps,
+        network: PrivateNetwork,
+        security_group: ec2.ISecurityGroup,
+        encryption_key: kms.IKey,
+        statements: Sequence[iam.PolicyStatement],
+        user_data: str,
+    ) -> None:
+        """Make the fleet.
+
+        Args:
+            scope: the construct's parent.
+            construct_id: the construct's id.
+            cluster_name: the cluster that it is part of.
+            role: the trainer's role that its instances play.
+            props: instance type, limit and image.
+            network: where instances start, in either zone.
+            security_group: the only group that instances carry.
+            encryption_key: encrypts their volumes.
+            statements: all that instances may do on AWS.
+            user_data: the script that they start with.
+        """
+        super().__init__(scope, construct_id)
+        stack = Stack.of(self)
+        names = ClusterNames(cluster_name)
+        self.role = iam.Role(
+            self,
+            "Role",
+            # The enrolment function admits this name; only EC2 can take the role.
+            role_name=names.role(role, stack),
+            description=f"Holdfast {cluster_name}: a {role} node",
+            assumed_by=iam.ServicePrincipal("ec2.amazonaws.com"),
+        )
+        self.policy = iam.ManagedPolicy(
+            self,
+            "Policy",
+            description=f"Holdfast {cluster_name}: what a {role} node does",
+            roles=[self.role],
+            statements=list(statements),
+        )
+        self.instance_profile = iam.InstanceProfile(self, "Profile", role=self.role)
+        gpu_default = _GPU_VOLUME_GIB if props.gpu else _VOLUME_GIB
+        self.launch_template = ec2.LaunchTemplate(
+            self,
+            "Template",
+            launch_template_name=names.group(role),
+            instance_type=ec2.InstanceType(props.instance_type),
+            machine_image=props.image,
+            instance_profile=self.instance_profile,
+            security_group=security_group,
+            user_data=ec2.UserData.custom(user_data),
+            associate_public_ip_address=False,
+            require_imdsv2=True,
+            http_endpoint=True,
+            http_put_response_hop_limit=1,
+            instance_metadata_tags=False,
+            detailed_monitoring=True,
+            ebs_optimized=True,
+            instance_initiated_shutdown_behavior=ec2.InstanceInitiatedShutdownBehavior.TERMINATE,
+            block_devices=[
+                ec2.BlockDevice(
+                    device_name="/dev/xvda",
+                    volume=ec2.BlockDeviceVolume.ebs(
+                        props.volume_gib or gpu_default,
+                        encrypted=True,
+                        kms_key=encryption_key,
+                        volume_type=ec2.EbsDeviceVolumeType.GP3,
+                        delete_on_termination=True,
+                    ),
+                )
+            ],
+        )
+        Tags.of(self).add("Name", names.group(role))
+        self.group = autoscaling.AutoScalingGroup(
+            self,
+            "Group",
+            auto_scaling_group_name=names.group(role),
+            vpc=network.vpc,
+            vpc_subnets=network.subnets,
+            launch_template=self.launch_template,
+            # No desired capacity: a deployment during a job leaves the job's instances alone.
+            min_capacity=0,
+            max_capacity=props.max_count,
+            cooldown=Duration.minutes(1),
+            group_metrics=[autoscaling.GroupMetrics.all()],
+        )
+        depend(self.group, self.policy)
+        acknowledge(
+            self.group,
+            "AwsSolutions-AS3",
+            reason="Only the job state machine scales this group, and its execution log holds every change.",
+        )
+        self.connections = ec2.Connections(security_groups=[security_group])

@@ -1,0 +1,114 @@
+"""What a host is given from outside: an address on the switch, a metadata service, a way to the embedded AWS."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from holdfast_local.hosts.cloud import Cloud
+from holdfast_local.hosts.errors import HostsError
+from holdfast_local.hosts.fabric import METADATA_ADDRESS, Fabric
+from holdfast_local.hosts.host import Host
+from holdfast_local.hosts.isolation import Isolation
+from holdfast_local.hosts.metadata import Leaf, Metadata, MetadataServer, leaves
+from holdfast_local.hosts.namespaces import listen, run_in
+from holdfast_local.hosts.overlay import overlay_library
+from holdfast_local.hosts.relay import Relays
+from holdfast_local.hosts.setup import SEPARATE, SHARED, HostSetup
+
+METADATA_PORT = 80
+LOOPBACK = "127.0.0.1"
+
+
+class Equipment:
+    """Equips hosts. What a host gets is let go of when its `resources` are closed."""
+
+    def __init__(
+        self,
+        *,
+        isolation: Isolation,
+        cloud: Cloud,
+        fabric: Fabric | None,
+        state_dir: Path,
+        node_python: Path,
+        endpoint: str,
+        log: Callable[[str], None],
+    ) -> None:
+        self._isolation, self._cloud, self._fabric, self._log = isolation, cloud, fabric, log
+        self._state_dir, self._endpoint = state_dir, endpoint
+        # Not resolved: the interpreter finds its virtual environment by the name it is called by.
+        self._node_python = Path(os.path.abspath(node_python))  # noqa: PTH100
+        url = urlsplit(endpoint)
+        self._target = (str(url.hostname), int(url.port or 0))
+        if fabric is not None and self._target[0] not in (LOOPBACK, "localhost"):
+            raise HostsError(f"the embedded AWS must listen on {LOOPBACK}, got {endpoint}")
+        self._relays = Relays(self._target) if fabric is not None else None
+        self._account = ""
+        self._shared_disk = state_dir / "efs"
+        self._shared_disk.mkdir(parents=True, exist_ok=True)
+
+    def setup(self, host: Host) -> HostSetup:
+        """Return a host's constants; on shared loopback, equip it before its first process starts."""
+        setup = HostSetup(
+            instance_id=host.instance.instance_id,
+            hostname=f"ip-{host.instance.address.replace('.', '-')}",
+            mode=self._isolation.mode.value,
+            users=SEPARATE if self._isolation.separate_users else SHARED,
+            disk=str(host.disk),
+            shared_disk=str(self._shared_disk),
+            python=str(self._node_python),
+            endpoint_url=self._endpoint,
+            region=self._cloud.region,
+            ca_file=os.environ.get("AWS_CA_BUNDLE"),
+        )
+        if self._fabric is not None:
+            return setup
+        listener = listen(host.address, 0)
+        self._serve_metadata(host, listener)
+        library = overlay_library(host.slot, self._state_dir / "overlay")
+        url = f"http://{host.address}:{listener.getsockname()[1]}"
+        return replace(setup, metadata_url=url, preload=str(library))
+
+    def equip(self, host: Host) -> HostSetup:
+        """Give a host in namespaces its network, its metadata service and its way to AWS; return its constants."""
+        assert self._fabric is not None and self._relays is not None
+        fabric, relays, pid = self._fabric, self._relays, host.launcher_pid
+        port = fabric.plug(slot=host.slot, pid=pid, address=host.address, network=host.instance.network)
+        host.resources.callback(fabric.unplug, port)
+        self._serve_metadata(host, run_in(pid, lambda: listen(METADATA_ADDRESS, METADATA_PORT)))
+        relay = relays.add(run_in(pid, lambda: listen(LOOPBACK, self._target[1])))
+        host.resources.callback(relays.remove, relay)
+        return self.setup(host)
+
+    def close(self) -> None:
+        """End what all hosts share."""
+        if self._relays is not None:
+            self._relays.close()
+
+    def _serve_metadata(self, host: Host, listener: socket.socket) -> None:
+        instance = host.instance
+        profile = self._cloud.profile(instance)
+        if not self._account:
+            self._account = self._cloud.account()
+        known: dict[str, Leaf] = dict(
+            leaves(
+                instance=instance.description,
+                address=host.address,
+                region=self._cloud.region,
+                account=self._account,
+                profile=profile,
+            )
+        )
+        if user_data := self._cloud.user_data(instance.instance_id):
+            known["user-data"] = user_data
+        for role in profile["Roles"] if profile else ():
+            credentials = self._cloud.credentials(role["Arn"], instance.instance_id)
+            known[f"meta-data/iam/security-credentials/{role['RoleName']}"] = credentials.document
+
+        def on_error(text: str) -> None:
+            self._log(f"{instance.instance_id} metadata {text}")
+
+        server = MetadataServer(listener, Metadata(leaves=known, on_error=on_error))
+        host.resources.callback(server.close)

@@ -1,0 +1,138 @@
+"""How well hosts can be kept apart on this machine: found out by trying, not by guessing."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from enum import StrEnum
+
+from holdfast_local.hosts.errors import IsolationError
+from holdfast_node.contract.layout import UIDS, User
+
+#: Tools that hosts in namespaces need, and the Debian package that holds each.
+NAMESPACE_TOOLS = {
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+    "mount": "mount",
+    "umount": "mount",
+    "pivot_root": "util-linux",
+    "ip": "iproute2",
+    "nft": "nftables",
+}
+_PROBE_SECONDS = 20
+
+_ALWAYS = (
+    "hosts share this machine's kernel, disk and clock; they are processes, not booted systems",
+    "calls to AWS and to the shared checkpoint directory do not pass the security groups; IAM decides them",
+)
+_ONE_UID = (
+    "agent, tunnel and trainer of a host share one user id, so file modes and the node's own per-user firewall rules "
+    "do not keep them apart (newuidmap with a subordinate id range for this user would: package uidmap, /etc/subuid)"
+)
+_LOOPBACK = (
+    "no network namespaces: every process of this machine reaches every host, and security groups are not applied",
+    "no mount or process namespaces: hosts see this machine's files, other hosts and the embedded AWS's root keys",
+    "no separate users: agent, tunnel and trainer of all hosts run as the user who started them",
+    "no node firewall: the firewall service is skipped",
+    "the metadata service listens on a loopback address that every process of this machine reaches",
+)
+
+
+class Mode(StrEnum):
+    """How hosts are kept apart, strongest first."""
+
+    ROOT = "root"
+    USERNS = "userns"
+    LOOPBACK = "loopback"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Isolation:
+    """A mode, whether a host's users have ids of their own, and what is not enforced, in plain words.
+
+    `not_stronger` says why each stronger mode was not taken.
+    """
+
+    mode: Mode
+    separate_users: bool
+    not_enforced: tuple[str, ...]
+    not_stronger: tuple[str, ...] = ()
+
+    @property
+    def namespaces(self) -> bool:
+        """Whether hosts have network, mount and process namespaces."""
+        return self.mode is not Mode.LOOPBACK
+
+
+def isolation(mode: Mode, *, separate_users: bool, not_stronger: tuple[str, ...] = ()) -> Isolation:
+    """Return the isolation of a mode, with the list of what it does not enforce."""
+    missing = _LOOPBACK if mode is Mode.LOOPBACK else () if separate_users else (_ONE_UID,)
+    return Isolation(
+        mode=mode, separate_users=separate_users, not_enforced=(*_ALWAYS, *missing), not_stronger=not_stronger
+    )
+
+
+def detect(wanted: str = "auto") -> Isolation:
+    """Return the strongest isolation that works here, or the one that is asked for.
+
+    Each mode is tried: namespaces are made, an nftables table is loaded, a process file system is mounted.
+
+    Args:
+        wanted: `auto`, or the name of a `Mode`.
+
+    Raises:
+        IsolationError: the mode that is asked for does not work here; the message says what failed.
+    """
+    if wanted not in ("auto", *Mode):
+        raise IsolationError(f"isolation must be one of auto, {', '.join(Mode)}, got {wanted!r}")
+    reasons: list[str] = []
+    for mode in Mode if wanted == "auto" else (Mode(wanted),):
+        if mode is Mode.LOOPBACK:
+            return isolation(mode, separate_users=False, not_stronger=tuple(reasons))
+        if (reason := _refusal(mode)) is None:
+            return isolation(mode, separate_users=_separate_users(mode), not_stronger=tuple(reasons))
+        reasons.append(f"{mode}: {reason}")
+    raise IsolationError(
+        f"isolation {wanted!r} does not work on this machine: {'; '.join(reasons)}; "
+        "use --isolation auto to take the strongest that does"
+    )
+
+
+def user_namespace_argv(*, separate_users: bool) -> list[str]:
+    """Return the command prefix that enters an own user namespace as its root, keeping the process id."""
+    return ["unshare", "--user", "--map-root-user", *(["--map-auto"] if separate_users else []), "--mount"]
+
+
+def _refusal(mode: Mode) -> str | None:
+    """Return why a mode does not work here, or None if it does."""
+    if missing := sorted({package for tool, package in NAMESPACE_TOOLS.items() if shutil.which(tool) is None}):
+        return f"tools are missing; install the packages {', '.join(missing)}"
+    if mode is Mode.ROOT and os.geteuid() != 0:
+        return f"needs root, this is uid {os.geteuid()}"
+    script = (
+        "set -e; mkdir -p /tmp; mount -t tmpfs probe /tmp; mkdir /tmp/proc; mount -t proc proc /tmp/proc; "
+        "ip link add probe type veth peer name peer; echo 1 > /proc/sys/net/ipv4/ip_forward; nft add table inet probe"
+    )
+    inner = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]
+    outer = user_namespace_argv(separate_users=False) if mode is Mode.USERNS else []
+    return _try([*outer, *inner])
+
+
+def _separate_users(mode: Mode) -> bool:
+    if mode is Mode.USERNS and shutil.which("newuidmap") is None:
+        return False
+    uid = str(UIDS[User.TRAINER])
+    outer = user_namespace_argv(separate_users=True) if mode is Mode.USERNS else []
+    return _try([*outer, "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "true"]) is None
+
+
+def _try(argv: list[str]) -> str | None:
+    try:
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if result.returncode == 0:
+        return None
+    lines = result.stderr.strip().splitlines()
+    return lines[-1] if lines else f"{argv[0]} ended with status {result.returncode}"

@@ -1,0 +1,69 @@
+"""Families of processes, read from /proc: for hosts that no process namespace holds together."""
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROUNDS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A line of the process table: ids of the process, its parent and its session, and its state letter."""
+
+    pid: int
+    parent: int
+    session: int
+    state: str
+
+
+def processes() -> list[Process]:
+    """Return the process table."""
+    table = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            text = (entry / "stat").read_text()
+        except OSError:
+            continue
+        # proc(5): field 2 is the name in parentheses and may hold spaces; 3 state, 4 parent, 6 session.
+        state, parent, _group, session = text.rpartition(")")[2].split()[:4]
+        table.append(Process(pid=int(entry.name), parent=int(parent), session=int(session), state=state))
+    return table
+
+
+def children(pid: int) -> list[int]:
+    """Return the ids of the child processes of `pid`."""
+    return [process.pid for process in processes() if process.parent == pid]
+
+
+def kill_family(pid: int, *, spare: int | None = None) -> None:
+    """Kill a process, its descendants and the orphans of their sessions, until none is left; `spare` lives on.
+
+    An orphan has lost its parent and keeps its session; what left its session too is found while its parent lives.
+    """
+    members, sessions = {pid}, set[int]()
+    for _ in range(_ROUNDS):
+        alive = [process for process in processes() if process.state != "Z"]
+        _grow(members, sessions, alive)
+        victims = (members & {process.pid for process in alive}) - {spare, os.getpid()}
+        if not victims:
+            return
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _grow(members: set[int], sessions: set[int], table: list[Process]) -> None:
+    """Add to a family whoever is a child of a member, or in a session that a member leads."""
+    while True:
+        sessions |= {process.session for process in table if process.pid in members and process.session in members}
+        found = {p.pid for p in table if p.parent in members or p.session in sessions} - members
+        if not found:
+            return
+        members |= found

@@ -1,0 +1,1 @@
+"""Lifecycles: foundation, network, training."""

@@ -1,0 +1,31 @@
+"""The foundation stack: what outlives every job."""
+
+from pathlib import Path
+
+from aws_cdk import CfnOutput, Duration
+from constructs import Construct
+
+from holdfast import ClusterFoundation
+from stacks.base import ClusterStack
+from stacks.settings import Settings
+
+
+class FoundationStack(ClusterStack):
+    """Keys, buckets, the enrolment function, the nodes' log and the node bundle."""
+
+    def __init__(self, scope: Construct, *, settings: Settings, node_source: Path, cache_directory: Path) -> None:
+        super().__init__(
+            scope, "Foundation", settings=settings, description="keys, buckets, enrolment; it outlives every job"
+        )
+        self.foundation = ClusterFoundation(
+            self,
+            "Foundation",
+            cluster_name=settings.cluster.name,
+            log_retention=self.log_retention,
+            access_log_retention=Duration.days(settings.cluster.log_retention_days),
+            removal_policy=self.data_removal,
+            node_source=node_source,
+            cache_directory=cache_directory,
+        )
+        # The bundle is published with this stack; its digest here makes a new bundle a change of this stack.
+        CfnOutput(self, "NodeBundle", value=self.foundation.bundle.sha256, description="SHA-256 of the node bundle")

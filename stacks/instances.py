@@ -1,0 +1,30 @@
+"""What Holdfast knows about EC2 instance types, from their names alone."""
+
+import re
+
+INSTANCE_TYPE_PATTERN = re.compile(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")
+
+#: Families with NVIDIA GPUs on x86_64, what the GPU image is made for. Source: Amazon EC2 instance types,
+#: "Accelerated computing" (aws.amazon.com/ec2/instance-types), read in November 2026. Without g4ad (AMD), g5g and
+#: p6e-gb200 (Arm), and Trainium and Inferentia.
+GPU_FAMILIES = frozenset(
+    {"g4dn", "g5", "g6", "g6e", "g6f", "g7", "g7e", "gr6", "gr6f"}
+    | {"p3", "p3dn", "p4d", "p4de", "p5", "p5e", "p5en", "p6-b200", "p6-b300"}
+)
+#: Graviton families carry a `g` after their generation; a1 and the GB200 hosts are Arm as well.
+_ARM = re.compile(r"[a-z]+[0-9]+[a-z]*g[a-z]*(-.*)?|a1|p6e-gb.*")
+
+
+def family(instance_type: str) -> str:
+    """Return an instance type's family: what is before the dot."""
+    return instance_type.partition(".")[0]
+
+
+def has_gpu(instance_type: str) -> bool:
+    """Say whether the type has a GPU that the GPU image drives."""
+    return family(instance_type) in GPU_FAMILIES
+
+
+def is_arm(instance_type: str) -> bool:
+    """Say whether the type is Arm, for which there is no node image here."""
+    return _ARM.fullmatch(family(instance_type)) is not None

@@ -1,0 +1,247 @@
+"""The model of a settings file: every key, its type, its bounds, and what it is for.
+
+A field's description is what an editor shows and what a refusal advises.
+"""
+
+from enum import StrEnum
+from ipaddress import IPv4Network
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from holdfast_node.contract.roles import CLUSTER_PATTERN, DEFAULT_PORTS, MAX_NODES_PER_ROLE, Role
+from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gpu, is_arm
+
+#: The first four addresses and the last of every subnet (VPC user guide, "Subnet sizing").
+RESERVED_ADDRESSES = 5
+#: Four interface endpoints and one mount target in every subnet.
+FIXED_ADDRESSES = 5
+PRIVATE_RANGES = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+#: What CloudWatch Logs accepts (CloudWatch Logs API, PutRetentionPolicy).
+LOG_RETENTION_DAYS = (
+    *(1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545),
+    *(731, 1096, 1827, 2192, 2557, 2922, 3288, 3653),
+)
+
+
+class Environment(StrEnum):
+    """What kind of place a deployment is."""
+
+    LOCAL = "local"
+    DEV = "dev"
+    PROD = "prod"
+
+
+class Removal(StrEnum):
+    """What happens to keys, buckets, checkpoints and logs when their stack is destroyed."""
+
+    RETAIN = "retain"
+    DESTROY = "destroy"
+
+
+class Engine(StrEnum):
+    """Which trainer the cluster runs."""
+
+    MXNET = "mxnet"
+
+
+class SettingError(ValueError):
+    """A value that is well formed and impossible: `[section] key must be …, got …; …`."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+InstanceType = Annotated[str, Field(pattern=f"^{INSTANCE_TYPE_PATTERN.pattern}$", examples=["m7i.large"])]
+Price = Annotated[float, Field(ge=0, le=1000)]
+NodeCount = Annotated[int, Field(ge=1, le=MAX_NODES_PER_ROLE)]
+Port = Annotated[int, Field(ge=1024, le=65535)]
+
+
+class Cluster(_Section):
+    """What the cluster is."""
+
+    name: str = Field(
+        pattern=f"^{CLUSTER_PATTERN.pattern}$",
+        description="the cluster's name, 3 to 32 lower-case letters, digits and hyphens",
+    )
+    environment: Environment = Field(
+        strict=False, description="what kind of place this is; prod refuses what should not happen there"
+    )
+    region: str = Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$", description="the AWS region, such as us-east-1")
+    engine: Engine = Field(strict=False, description="the trainer that it runs")
+    removal: Removal = Field(
+        default=Removal.RETAIN,
+        strict=False,
+        description="what destroying a stack does to keys, buckets, checkpoints and logs",
+    )
+    log_retention_days: int = Field(
+        default=365,
+        json_schema_extra={"enum": list(LOG_RETENTION_DAYS)},
+        description="how many days logs are kept",
+    )
+
+
+class Network(_Section):
+    """Where the nodes live."""
+
+    cidr: str = Field(description="the VPC's private IPv4 range, such as 10.77.0.0/22")
+    s3_prefix_list: str = Field(
+        pattern=r"^pl-[0-9a-f]{8,17}$",
+        description="the region's prefix list of S3, printed by aws ec2 describe-managed-prefix-lists "
+        "--filters Name=prefix-list-name,Values=com.amazonaws.REGION.s3",
+    )
+
+
+class Scheduler(_Section):
+    """The one scheduler of a job."""
+
+    instance_type: InstanceType = Field(description="its EC2 instance type, x86_64")
+    usd_per_hour: Price = Field(default=0.0, description="what one costs per hour on demand, for the job's budget")
+
+
+class Fleet(_Section):
+    """Servers or workers."""
+
+    instance_type: InstanceType = Field(description="their EC2 instance type, x86_64")
+    max: NodeCount = Field(description="the most instances that one job may have")
+    usd_per_hour: Price = Field(default=0.0, description="what one costs per hour on demand, for the job's budget")
+
+
+class Ports(_Section):
+    """The port of each role; the security groups open these and no others."""
+
+    scheduler: Port = Field(default=DEFAULT_PORTS[Role.SCHEDULER], description="the scheduler's port")
+    server: Port = Field(default=DEFAULT_PORTS[Role.SERVER], description="the servers' port")
+    worker: Port = Field(default=DEFAULT_PORTS[Role.WORKER], description="the workers' port")
+
+
+class Checkpoints(_Section):
+    """How long a job's checkpoints are kept."""
+
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(default=3, description="how many of a job are kept")
+    max_age_days: Annotated[int, Field(ge=1, le=3650)] = Field(default=30, description="how many days one is kept")
+
+
+class Limits(_Section):
+    """What no job may exceed."""
+
+    max_hours: Annotated[int, Field(ge=1, le=720)] = Field(default=4, description="the longest that a job may run")
+    usd_per_job: Annotated[float, Field(ge=0, le=1_000_000)] | None = Field(
+        default=None, description="the most that a job may cost, from max, max_hours and usd_per_hour; none if absent"
+    )
+    heartbeat_seconds: Annotated[int, Field(ge=30, le=3600)] = Field(
+        default=600, description="how long a scheduler may be silent, its boot included, before the job is stopped"
+    )
+
+
+class Settings(_Section):
+    """One deployment."""
+
+    cluster: Cluster
+    network: Network
+    scheduler: Scheduler
+    servers: Fleet
+    workers: Fleet
+    ports: Ports = Ports()
+    checkpoints: Checkpoints = Checkpoints()
+    limits: Limits = Limits()
+
+    @property
+    def usd_per_job(self) -> float:
+        """What a job costs at most: every instance for the longest time."""
+        fleets = sum(fleet.max * fleet.usd_per_hour for fleet in (self.servers, self.workers))
+        return (self.scheduler.usd_per_hour + fleets) * self.limits.max_hours
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Settings":
+        _check_retention(self)
+        _check_network(self)
+        _check_ports(self)
+        _check_instances(self)
+        _check_limits(self)
+        return self
+
+
+def _check_retention(settings: Settings) -> None:
+    cluster = settings.cluster
+    if cluster.log_retention_days not in LOG_RETENTION_DAYS:
+        allowed = ", ".join(map(str, LOG_RETENTION_DAYS))
+        raise SettingError(
+            f"[cluster] log_retention_days must be one of {allowed}, got {cluster.log_retention_days}; "
+            "these are the periods that CloudWatch Logs has"
+        )
+    if cluster.environment is Environment.PROD and cluster.removal is Removal.DESTROY:
+        raise SettingError(
+            "[cluster] removal must be retain where environment is prod, got destroy; "
+            "keys, checkpoints and models of production are never destroyed with a stack"
+        )
+
+
+def _check_network(settings: Settings) -> None:
+    text = settings.network.cidr
+    try:
+        network = IPv4Network(text)
+    except ValueError as error:
+        raise SettingError(f"[network] cidr must be an IPv4 network, got {text!r}: {error}") from None
+    if not any(network.subnet_of(private) for private in PRIVATE_RANGES):
+        allowed = ", ".join(map(str, PRIVATE_RANGES))
+        raise SettingError(f"[network] cidr must be in {allowed}, got {text}; nodes have private addresses only")
+    nodes = 1 + settings.servers.max + settings.workers.max
+    needed = nodes + FIXED_ADDRESSES + RESERVED_ADDRESSES
+    # Either zone may have to hold a whole job; a VPC is a /16 to a /28 and a subnet is half of it.
+    longest = min(27, 31 - (needed - 1).bit_length())
+    if not 16 <= network.prefixlen <= longest:
+        raise SettingError(
+            f"[network] cidr must be a /16 to a /{longest}, got /{network.prefixlen}; each of the two subnets needs "
+            f"{needed} addresses: {nodes} nodes, {FIXED_ADDRESSES} for endpoints, {RESERVED_ADDRESSES} that AWS keeps"
+        )
+
+
+def _check_ports(settings: Settings) -> None:
+    ports = settings.ports.model_dump()
+    for name, port in ports.items():
+        twins = [other for other, value in ports.items() if value == port and other != name]
+        if twins:
+            raise SettingError(
+                f"[ports] {name} must differ from {twins[0]}, got {port} for both; each role listens on its own port"
+            )
+
+
+def _check_instances(settings: Settings) -> None:
+    for section in ("scheduler", "servers", "workers"):
+        instance_type: str = getattr(settings, section).instance_type
+        if is_arm(instance_type):
+            raise SettingError(
+                f"[{section}] instance_type must be x86_64, got {instance_type} (Arm); "
+                "node images and Python packages are built for x86_64"
+            )
+    worker = settings.workers.instance_type
+    if settings.cluster.environment is Environment.PROD and not has_gpu(worker):
+        raise SettingError(
+            f"[workers] instance_type must have a GPU where environment is prod, got {worker} "
+            f"(family {family(worker)}); choose one of the families {', '.join(sorted(GPU_FAMILIES))}"
+        )
+
+
+def _check_limits(settings: Settings) -> None:
+    limits = settings.limits
+    if limits.heartbeat_seconds >= limits.max_hours * 3600:
+        raise SettingError(
+            f"[limits] heartbeat_seconds must be less than max_hours ({limits.max_hours * 3600} s), "
+            f"got {limits.heartbeat_seconds}; a dead scheduler is found before the job's deadline"
+        )
+    if limits.usd_per_job is None:
+        return
+    prices = (settings.scheduler, settings.servers, settings.workers)
+    if not all(fleet.usd_per_hour for fleet in prices) and settings.cluster.environment is not Environment.LOCAL:
+        raise SettingError(
+            "[limits] usd_per_job needs a usd_per_hour above 0 in [scheduler], [servers] and [workers]; "
+            "without prices the budget cannot be held"
+        )
+    if settings.usd_per_job > limits.usd_per_job:
+        raise SettingError(
+            f"[limits] usd_per_job must be at least {settings.usd_per_job:.2f}, got {limits.usd_per_job:.2f}; that is "
+            f"what the largest job of {limits.max_hours} h costs: raise it, or lower max_hours or a fleet's max"
+        )

@@ -1,0 +1,68 @@
+"""The training stack: fleets at zero, checkpoints, the job state machine, and what operators' tools read."""
+
+from aws_cdk import CfnOutput
+from constructs import Construct
+
+from holdfast import CheckpointRetention, ClusterFoundation, FleetProps, JobLimits, PrivateNetwork, TrainingCluster
+from holdfast_node.contract.roles import Role
+from stacks.base import ClusterStack
+from stacks.instances import has_gpu
+from stacks.settings import Fleet, Scheduler, Settings
+
+
+class TrainingStack(ClusterStack):
+    """The cluster that trains."""
+
+    def __init__(
+        self, scope: Construct, *, settings: Settings, foundation: ClusterFoundation, network: PrivateNetwork
+    ) -> None:
+        super().__init__(scope, "Training", settings=settings, description="fleets, checkpoints and jobs")
+        max_seconds = settings.limits.max_hours * 3600
+        self.cluster = TrainingCluster(
+            self,
+            "Cluster",
+            foundation=foundation,
+            network=network,
+            scheduler=_fleet(settings.scheduler),
+            servers=_fleet(settings.servers, settings.servers.max),
+            workers=_fleet(settings.workers, settings.workers.max),
+            ports={
+                Role.SCHEDULER: settings.ports.scheduler,
+                Role.SERVER: settings.ports.server,
+                Role.WORKER: settings.ports.worker,
+            },
+            limits=JobLimits(max_seconds=max_seconds, heartbeat_seconds=settings.limits.heartbeat_seconds),
+            retention=CheckpointRetention(
+                keep_last=settings.checkpoints.keep_last, max_age_days=settings.checkpoints.max_age_days
+            ),
+            removal_policy=self.data_removal,
+        )
+        cluster, keys, buckets = self.cluster, foundation.keys, foundation.buckets
+        groups = {role: fleet.group.auto_scaling_group_name for role, fleet in cluster.fleets.items()}
+        outputs = {
+            "ClusterName": settings.cluster.name,
+            "Engine": settings.cluster.engine.value,
+            "JobsBucket": buckets.jobs.bucket_name,
+            "ModelsBucket": buckets.models.bucket_name,
+            "JobSigningKey": keys.job_signing.key_arn,
+            "ModelSigningKey": keys.model_signing.key_arn,
+            "DataKey": keys.data.key_arn,
+            "StateMachine": cluster.jobs.state_machine.state_machine_arn,
+            "NodeLogGroup": foundation.node_log.log_group_name,
+            "MaxWorkers": str(settings.workers.max),
+            "MaxServers": str(settings.servers.max),
+            "MaxJobSeconds": str(max_seconds),
+            "MinJobSeconds": str(settings.limits.heartbeat_seconds + 1),
+            "SchedulerGroup": groups[Role.SCHEDULER],
+            "ServerGroup": groups[Role.SERVER],
+            "WorkerGroup": groups[Role.WORKER],
+            "FileSystem": cluster.checkpoints.file_system.file_system_id,
+        }
+        # cfn-lint's W6001 warns of outputs that pass on another stack's; operators read one stack, not three.
+        self.add_metadata("cfn-lint", {"config": {"ignore_checks": ["W6001"]}})
+        for name, value in outputs.items():
+            CfnOutput(self, name, value=value)
+
+
+def _fleet(fleet: Scheduler | Fleet, max_count: int = 1) -> FleetProps:
+    return FleetProps(instance_type=fleet.instance_type, max_count=max_count, gpu=has_gpu(fleet.instance_type))

@@ -1,0 +1,170 @@
+"""The kit as a library: a consumer's own app, in one stack and with its own names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import aws_cdk as cdk
+import pytest
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
+from cdk_nag import AwsSolutionsChecks
+from constructs import Construct
+from tests.kit.support import ROOT
+
+import holdfast
+from holdfast import (
+    AcknowledgementError,
+    CheckpointRetention,
+    ClusterFoundation,
+    ClusterKeys,
+    FleetProps,
+    JobLimits,
+    NodeAccess,
+    PrivateNetwork,
+    PropertyError,
+    TrainingCluster,
+    acknowledge,
+)
+from holdfast_node.contract.roles import Role
+
+
+class Consumer(cdk.Stack):
+    """What a platform team writes."""
+
+    def __init__(self, scope: Construct, construct_id: str) -> None:
+        super().__init__(scope, construct_id)
+        self.foundation = ClusterFoundation(
+            self, "Foundation", cluster_name="vision", cache_directory=ROOT / ".build", node_source=ROOT / "node"
+        )
+        self.private = PrivateNetwork(
+            self,
+            "Network",
+            cluster_name="vision",
+            cidr="10.9.0.0/24",
+            access=self.foundation.node_access(),
+            s3_prefix_list_id="pl-63a5400a",
+            encryption_key=self.foundation.keys.data,
+        )
+        self.training = TrainingCluster(
+            self,
+            "Training",
+            foundation=self.foundation,
+            network=self.private,
+            scheduler=FleetProps(instance_type="m7i.large"),
+            servers=FleetProps(instance_type="m7i.large", max_count=2),
+            workers=FleetProps(
+                instance_type="g5.xlarge",
+                max_count=2,
+                gpu=True,
+                machine_image=ec2.MachineImage.generic_linux({"eu-west-1": "ami-0123456789abcdef0"}),
+            ),
+            ports={Role.SCHEDULER: 7001, Role.SERVER: 7002, Role.WORKER: 7003},
+        )
+        self.operator = iam.Role(self, "Operator", assumed_by=iam.ServicePrincipal("codebuild.amazonaws.com"))
+        self.training.grant_submit(self.operator)
+        self.training.checkpoints.grant_mount(self.operator)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    context = json.loads((ROOT / "cdk.json").read_text())["context"]
+    app = cdk.App(outdir=str(tmp_path_factory.mktemp("consumer")), analytics_reporting=False, context=context)
+    stack = Consumer(app, "VisionPlatform")
+    holdfast.acknowledge_keys(
+        stack.operator.node.find_child("DefaultPolicy"),
+        stack.foundation.buckets.jobs,
+        "jobs/*",
+        reason="The operator's jobs have ids of their own.",
+    )
+    cdk.Validations.of(app).add_plugins(AwsSolutionsChecks(app))
+    return dict(app.synth().get_stack_by_name("VisionPlatform").template)
+
+
+def test_consumers_app_passes_the_policy_pack_in_one_stack(template: dict[str, Any]) -> None:
+    assert len(template["Resources"]) > 80
+
+
+def test_consumers_ports_are_the_rules(template: dict[str, Any]) -> None:
+    rules = [r for r in template["Resources"].values() if r["Type"] == "AWS::EC2::SecurityGroupIngress"]
+    ports = {r["Properties"]["FromPort"] for r in rules}
+    assert ports == {7001, 7002, 7003, 443, 2049}
+
+
+def test_operator_is_granted_what_the_consumer_granted_and_no_more(template: dict[str, Any]) -> None:
+    (policy,) = [r["Properties"] for r in template["Resources"].values() if r["Type"] == "AWS::IAM::Policy"]
+    actions = {a for s in policy["PolicyDocument"]["Statement"] for a in as_list(s["Action"])}
+    assert actions == {
+        *("kms:Decrypt", "kms:GenerateDataKey", "kms:GetPublicKey", "kms:Sign"),
+        *("s3:PutObject", "states:StartExecution"),
+        *("elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"),
+    }
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_public_names_exist() -> None:
+    assert [name for name in holdfast.__all__ if not hasattr(holdfast, name)] == []
+    assert list(holdfast.__all__) == sorted(holdfast.__all__)
+
+
+@pytest.fixture
+def stack() -> cdk.Stack:
+    return cdk.Stack(cdk.App(), "Sample")
+
+
+REFUSED_PROPS = {
+    "cluster name": (
+        lambda s: ClusterKeys(s, "Keys", cluster_name="My Cluster"),
+        "cluster_name must match [a-z][a-z0-9-]{1,30}[a-z0-9], got 'My Cluster'; "
+        "use lower-case letters, digits and hyphens",
+    ),
+    "no instance": (
+        lambda _: FleetProps(instance_type="m7i.large", max_count=0),
+        "max_count must be between 1 and 150, got 0; the overlay has no more addresses for a role",
+    ),
+    "no checkpoint": (
+        lambda _: CheckpointRetention(keep_last=0),
+        "keep_last must be at least 1, got 0; keep one checkpoint",
+    ),
+    "a heartbeat longer than a job": (
+        lambda _: JobLimits(max_seconds=60, heartbeat_seconds=60),
+        "heartbeat_seconds must be between 1 and max_seconds - 1 (59), got 60; "
+        "a scheduler is found dead before the job's deadline",
+    ),
+    "a prefix list that is a range": (
+        lambda s: PrivateNetwork(
+            s,
+            "Network",
+            cluster_name="vision",
+            cidr="10.9.0.0/24",
+            access=NodeAccess(services=(), objects=()),
+            s3_prefix_list_id="0.0.0.0/0",
+            encryption_key=kms.Key(s, "Key"),
+        ),
+        "s3_prefix_list_id must look like pl-63a5400a, got '0.0.0.0/0'; "
+        "aws ec2 describe-managed-prefix-lists prints the region's",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_PROPS)
+def test_property_that_cannot_work_is_refused(case: str, stack: cdk.Stack) -> None:
+    make, message = REFUSED_PROPS[case]
+    with pytest.raises(PropertyError) as refusal:
+        make(stack)
+    assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("reason", ["", "   ", "TODO", "it is fine"])
+def test_finding_is_not_excused_without_a_reason(stack: cdk.Stack, reason: str) -> None:
+    with pytest.raises(AcknowledgementError, match="needs a reason of at least 5 words"):
+        acknowledge(stack, "AwsSolutions-S1", reason=reason)
+
+
+def test_node_source_without_the_package_is_refused(stack: cdk.Stack, tmp_path: Path) -> None:
+    with pytest.raises(holdfast.BundleError, match="must hold the package holdfast_node"):
+        holdfast.NodeBundle(stack, "Bundle", source=tmp_path, cache_directory=tmp_path)

@@ -1,0 +1,111 @@
+"""Packing code: deterministic, complete, and clear when it cannot be done."""
+
+import hashlib
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+from tests.kit.support import ROOT
+
+from holdfast.enrolment import SOURCES
+from holdfast.errors import BundleError
+from holdfast.packing import pack_function, read_tree, write_zip
+
+CONTENTS = {"b/two.py": b"2", "a.py": b"1"}
+
+
+def test_zip_depends_on_its_contents_alone(tmp_path: Path) -> None:
+    first = write_zip(tmp_path / "one.zip", CONTENTS)
+    second = write_zip(tmp_path / "elsewhere/two.zip", dict(reversed(CONTENTS.items())))
+    assert first == second == hashlib.sha256((tmp_path / "one.zip").read_bytes()).hexdigest()
+
+
+def test_zip_changes_with_its_contents(tmp_path: Path) -> None:
+    assert write_zip(tmp_path / "a.zip", CONTENTS) != write_zip(tmp_path / "b.zip", {**CONTENTS, "a.py": b"3"})
+
+
+def test_zip_holds_sorted_files_that_everyone_can_read(tmp_path: Path) -> None:
+    write_zip(tmp_path / "a.zip", CONTENTS)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert [(i.filename, i.external_attr >> 16, i.date_time[0]) for i in archive.infolist()] == [
+            ("a.py", 0o100644, 1980),
+            ("b/two.py", 0o100644, 1980),
+        ]
+
+
+def test_compiled_files_are_left_out(tmp_path: Path) -> None:
+    cached = tmp_path / "package/__pycache__/module.py"
+    cached.parent.mkdir(parents=True)
+    cached.write_text("x")
+    (tmp_path / "package/module.py").write_text("y")
+    assert read_tree(tmp_path, "*.py") == {"package/module.py": b"y"}
+
+
+def test_function_is_packed_with_its_locked_dependencies_and_without_network_the_second_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory, digest = pack_function(SOURCES, ROOT / ".build")
+    assert {"handler.py", "cryptography"} <= {path.name for path in directory.iterdir()}
+    assert not list(directory.rglob("*.pyc"))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://localhost:1/")
+    assert pack_function(SOURCES, ROOT / ".build") == (directory, digest)
+
+
+def test_packed_extension_modules_are_for_the_functions_runtime() -> None:
+    directory, _ = pack_function(SOURCES, ROOT / ".build")
+    modules = [path.name for path in directory.rglob("*.so") if "rust" in path.name or "cffi" in path.name]
+    assert modules
+    assert [name for name in modules if "abi3" not in name and "cpython-311-x86_64" not in name] == []
+
+
+def fake_function(tmp_path: Path, requirements: str, handler: str = "def handler(event, context): ...\n") -> Path:
+    sources = tmp_path / "sample"
+    sources.mkdir()
+    (sources / "handler.py").write_text(handler)
+    (sources / "requirements.txt").write_text(requirements)
+    return sources
+
+
+def test_digest_follows_the_sources(tmp_path: Path) -> None:
+    sources = fake_function(tmp_path, "")
+    _, before = pack_function(sources, tmp_path / "cache")
+    (sources / "handler.py").write_text("changed = True\n")
+    directory, after = pack_function(sources, tmp_path / "cache")
+    assert before != after
+    assert (directory / "handler.py").read_text() == "changed = True\n"
+
+
+def test_dependency_without_a_hash_is_refused(tmp_path: Path) -> None:
+    sources = fake_function(tmp_path, "cffi==2.1.1\n")
+    with pytest.raises(BundleError) as refusal:
+        pack_function(sources, tmp_path / "cache")
+    assert f"the dependencies in {sources / 'requirements.txt'} could not be installed: " in str(refusal.value)
+    assert "hash" in str(refusal.value).lower()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == []
+
+
+def test_unreachable_index_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "https://localhost:1/")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    sources = fake_function(tmp_path, f"cffi==2.1.1 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(BundleError, match="check that this machine reaches a Python package index"):
+        pack_function(sources, tmp_path / "cache")
+
+
+def test_folder_without_a_handler_is_refused(tmp_path: Path) -> None:
+    sources = fake_function(tmp_path, "")
+    (sources / "handler.py").unlink()
+    with pytest.raises(BundleError, match=r"must hold handler\.py and requirements\.txt, got \[\]"):
+        pack_function(sources, tmp_path / "cache")
+
+
+def test_enrolment_sources_import_only_what_is_packed(tmp_path: Path) -> None:
+    copied = shutil.copytree(SOURCES, tmp_path / "enrolment", ignore=shutil.ignore_patterns("__pycache__"))
+    assert "holdfast" not in {
+        line.split()[1].split(".")[0]
+        for path in copied.glob("*.py")
+        for line in path.read_text().splitlines()
+        if line.startswith(("import ", "from "))
+    }

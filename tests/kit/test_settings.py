@@ -1,0 +1,309 @@
+"""Settings: what is accepted, and each refusal's whole message."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.kit.support import ROOT
+
+from stacks.config import ConfigError, load, schema
+from stacks.instances import has_gpu, is_arm
+
+VALID = {
+    "cluster": {"name": '"lab"', "environment": '"dev"', "region": '"us-east-1"', "engine": '"mxnet"'},
+    "network": {"cidr": '"10.77.0.0/22"', "s3_prefix_list": '"pl-63a5400a"'},
+    "scheduler": {"instance_type": '"m7i.large"'},
+    "servers": {"instance_type": '"m7i.large"', "max": "2"},
+    "workers": {"instance_type": '"g5.xlarge"', "max": "4"},
+    "ports": {},
+    "limits": {},
+    "checkpoints": {},
+}
+
+REFUSALS = {
+    "zero workers": (
+        {"workers.max": "0"},
+        "[workers] max must be between 1 and 150, got 0; set it to the most instances that one job may have",
+    ),
+    "too many servers": (
+        {"servers.max": "151"},
+        "[servers] max must be between 1 and 150, got 151; set it to the most instances that one job may have",
+    ),
+    "unknown key": (
+        {"workers.maximum": "3"},
+        "[workers] maximum is unknown, allowed: instance_type, max, usd_per_hour (did you mean max?); "
+        "remove it or correct its name",
+    ),
+    "unknown table": (
+        {"sheduler.max": "1"},
+        "[sheduler] is unknown, allowed: checkpoints, cluster, limits, network, ports, scheduler, servers, workers "
+        "(did you mean scheduler?); remove it or correct its name",
+    ),
+    "missing key": (
+        {"cluster.name": None},
+        "[cluster] name is missing; set it to the cluster's name, 3 to 32 lower-case letters, digits and hyphens",
+    ),
+    "missing table": ({"scheduler.instance_type": None}, "[scheduler] is missing; add this table"),
+    "a string for a number": (
+        {"workers.max": '"4"'},
+        "[workers] max must be an integer, got '4' (a string); set it to the most instances that one job may have",
+    ),
+    "a fraction for a count": (
+        {"workers.max": "4.5"},
+        "[workers] max must be an integer, got 4.5 (a number); set it to the most instances that one job may have",
+    ),
+    "a boolean for a number": (
+        {"servers.max": "true"},
+        "[servers] max must be an integer, got true (a boolean); set it to the most instances that one job may have",
+    ),
+    "a number for a string": (
+        {"cluster.name": "7"},
+        "[cluster] name must be a string, got 7 (an integer); set it to the cluster's name, 3 to 32 lower-case "
+        "letters, digits and hyphens",
+    ),
+    "bad cluster name": (
+        {"cluster.name": '"Lab"'},
+        "[cluster] name must match ^[a-z][a-z0-9-]{1,30}[a-z0-9]$, got 'Lab'; set it to the cluster's "
+        "name, 3 to 32 lower-case letters, digits and hyphens",
+    ),
+    "unknown environment": (
+        {"cluster.environment": '"test"'},
+        "[cluster] environment must be 'local', 'dev' or 'prod', got 'test'; set it to what kind of place "
+        "this is; prod refuses what should not happen there",
+    ),
+    "unknown engine": (
+        {"cluster.engine": '"torch"'},
+        "[cluster] engine must be 'mxnet', got 'torch'; set it to the trainer that it runs",
+    ),
+    "overlapping ports": (
+        {"ports.server": "9000", "ports.worker": "9000"},
+        "[ports] server must differ from worker, got 9000 for both; each role listens on its own port",
+    ),
+    "a port that overlaps a default": (
+        {"ports.scheduler": "9093"},
+        "[ports] scheduler must differ from worker, got 9093 for both; each role listens on its own port",
+    ),
+    "privileged port": (
+        {"ports.scheduler": "443"},
+        "[ports] scheduler must be between 1024 and 65535, got 443; set it to the scheduler's port",
+    ),
+    "cidr too small": (
+        {"network.cidr": '"10.77.0.0/27"'},
+        "[network] cidr must be a /16 to a /26, got /27; each of the two subnets needs 17 addresses: 7 nodes, "
+        "5 for endpoints, 5 that AWS keeps",
+    ),
+    "cidr too small for its nodes": (
+        {"network.cidr": '"10.77.0.0/24"', "workers.max": "150"},
+        "[network] cidr must be a /16 to a /23, got /24; each of the two subnets needs 163 addresses: 153 nodes, "
+        "5 for endpoints, 5 that AWS keeps",
+    ),
+    "cidr too big": (
+        {"network.cidr": '"10.0.0.0/8"'},
+        "[network] cidr must be a /16 to a /26, got /8; each of the two subnets needs 17 addresses: 7 nodes, "
+        "5 for endpoints, 5 that AWS keeps",
+    ),
+    "cidr with host bits": (
+        {"network.cidr": '"10.77.0.1/22"'},
+        "[network] cidr must be an IPv4 network, got '10.77.0.1/22': 10.77.0.1/22 has host bits set",
+    ),
+    "public cidr": (
+        {"network.cidr": '"8.8.0.0/22"'},
+        "[network] cidr must be in 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, got 8.8.0.0/22; "
+        "nodes have private addresses only",
+    ),
+    "bad prefix list": (
+        {"network.s3_prefix_list": '"0.0.0.0/0"'},
+        "[network] s3_prefix_list must match ^pl-[0-9a-f]{8,17}$, got '0.0.0.0/0'; set it to the region's "
+        "prefix list of S3, printed by aws ec2 describe-managed-prefix-lists "
+        "--filters Name=prefix-list-name,Values=com.amazonaws.REGION.s3",
+    ),
+    "production workers without a GPU": (
+        {"cluster.environment": '"prod"', "workers.instance_type": '"m7i.large"'},
+        "[workers] instance_type must have a GPU where environment is prod, got m7i.large (family m7i); choose one of "
+        "the families g4dn, g5, g6, g6e, g6f, g7, g7e, gr6, gr6f, p3, p3dn, p4d, p4de, p5, p5e, p5en, p6-b200, "
+        "p6-b300",
+    ),
+    "production that destroys": (
+        {"cluster.environment": '"prod"', "cluster.removal": '"destroy"'},
+        "[cluster] removal must be retain where environment is prod, got destroy; "
+        "keys, checkpoints and models of production are never destroyed with a stack",
+    ),
+    "Arm instances": (
+        {"servers.instance_type": '"m7g.large"'},
+        "[servers] instance_type must be x86_64, got m7g.large (Arm); node images and Python packages are built for "
+        "x86_64",
+    ),
+    "log retention that CloudWatch lacks": (
+        {"cluster.log_retention_days": "10"},
+        "[cluster] log_retention_days must be one of 1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, "
+        "1096, 1827, 2192, 2557, 2922, 3288, 3653, got 10; these are the periods that CloudWatch Logs has",
+    ),
+    "a budget that the largest job exceeds": (
+        {
+            "scheduler.usd_per_hour": "1.0",
+            "servers.usd_per_hour": "1.0",
+            "workers.usd_per_hour": "2.0",
+            "limits.usd_per_job": "40",
+        },
+        "[limits] usd_per_job must be at least 44.00, got 40.00; that is what the largest job of 4 h costs: raise it, "
+        "or lower max_hours or a fleet's max",
+    ),
+    "a budget without prices": (
+        {"limits.usd_per_job": "40.0", "workers.usd_per_hour": "2.0"},
+        "[limits] usd_per_job needs a usd_per_hour above 0 in [scheduler], [servers] and [workers]; "
+        "without prices the budget cannot be held",
+    ),
+    "no checkpoint kept": (
+        {"checkpoints.keep_last": "0"},
+        "[checkpoints] keep_last must be between 1 and 1000, got 0; set it to how many of a job are kept",
+    ),
+    "a scheduler never silent": (
+        {"limits.heartbeat_seconds": "5"},
+        "[limits] heartbeat_seconds must be between 30 and 3600, got 5; set it to how long a scheduler may be silent, "
+        "its boot included, before the job is stopped",
+    ),
+    "silence longer than a job": (
+        {"limits.heartbeat_seconds": "3600", "limits.max_hours": "1"},
+        "[limits] heartbeat_seconds must be less than max_hours (3600 s), got 3600; "
+        "a dead scheduler is found before the job's deadline",
+    ),
+    "a negative price": (
+        {"workers.usd_per_hour": "-1.0"},
+        "[workers] usd_per_hour must be between 0 and 1000, got -1.0; set it to what one costs per hour on demand, "
+        "for the job's budget",
+    ),
+    "an infinite budget": (
+        {"limits.usd_per_job": "inf"},
+        "[limits] usd_per_job must be between 0 and 1000000, got inf; set it to the most that a job may cost, from "
+        "max, max_hours and usd_per_hour; none if absent",
+    ),
+}
+
+
+def write(root: Path, changes: dict[str, str | None] | None = None, name: str = "lab") -> Path:
+    tables = {table: dict(values) for table, values in VALID.items()}
+    for place, value in (changes or {}).items():
+        table, key = place.split(".")
+        if value is None:
+            del tables[table][key]
+        else:
+            tables.setdefault(table, {})[key] = value
+    path = root / "settings" / f"{name}.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        "\n".join(
+            "\n".join([f"[{table}]", *(f"{key} = {value}" for key, value in values.items())])
+            for table, values in tables.items()
+            if values
+        )
+    )
+    return root
+
+
+@pytest.mark.parametrize("name", ["local", "dev", "prod"])
+def test_settings_of_the_repository_are_accepted(name: str) -> None:
+    assert load(name).cluster.environment == name
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_impossible_settings_are_refused(case: str, tmp_path: Path) -> None:
+    changes, message = REFUSALS[case]
+    with pytest.raises(ConfigError) as refusal:
+        load("lab", root=write(tmp_path, changes))
+    assert str(refusal.value) == f"settings/lab.toml: {message}"
+
+
+def test_the_table_of_refusals_starts_from_accepted_settings(tmp_path: Path) -> None:
+    assert load("lab", root=write(tmp_path)).workers.max == 4
+
+
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load("lab", root=write(tmp_path, {"workers.max": "0", "ports.server": "1"}))
+    assert [line.split(" must")[0] for line in str(refusal.value).splitlines()] == [
+        "settings/lab.toml: [workers] max",
+        "settings/lab.toml: [ports] server",
+    ]
+
+
+def test_unknown_settings_name_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    write(tmp_path, name="prod")
+    with pytest.raises(ConfigError) as refusal:
+        load("prd", root=write(tmp_path))
+    assert str(refusal.value) == (
+        "-c settings must be one of lab, prod, got 'prd' (did you mean prod?); each is a file in settings/"
+    )
+
+
+@pytest.mark.parametrize("name", ["../app", "/etc/passwd", "settings/dev", ""])
+def test_settings_name_is_never_a_path(name: str) -> None:
+    with pytest.raises(ConfigError, match="must be one of dev, local, prod"):
+        load(name)
+
+
+def test_invalid_toml_is_refused_with_its_line(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "settings/lab.toml").write_text("[cluster]\nname = \n")
+    with pytest.raises(ConfigError) as refusal:
+        load("lab", root=tmp_path)
+    assert str(refusal.value) == (
+        "settings/lab.toml: not valid TOML: Invalid value (at line 2, column 8); see toml.io for the format"
+    )
+
+
+def test_settings_cannot_be_changed_after_they_were_checked() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load("dev").workers.max = 100
+
+
+def test_budget_of_a_job_is_its_largest_and_longest(tmp_path: Path) -> None:
+    prices = {f"{table}.usd_per_hour": "1.5" for table in ("scheduler", "servers", "workers")}
+    settings = load("lab", root=write(tmp_path, {**prices, "limits.max_hours": "2"}))
+    assert settings.usd_per_job == (1 + 2 + 4) * 1.5 * 2
+
+
+def test_schema_in_the_repository_is_current() -> None:
+    assert (ROOT / "settings/schema.json").read_text() == schema(), (
+        "run PYTHONPATH=constructs:node .venv/bin/python -m stacks.config --schema > settings/schema.json"
+    )
+
+
+@pytest.mark.parametrize("name", ["local", "dev", "prod"])
+def test_settings_name_their_schema_for_editors(name: str) -> None:
+    assert (ROOT / f"settings/{name}.toml").read_text().startswith("#:schema ./schema.json\n")
+
+
+GPUS = {"g4dn.xlarge": True, "p5.48xlarge": True, "p6-b200.48xlarge": True, "m7i.large": False, "g4ad.xlarge": False}
+
+
+@pytest.mark.parametrize("instance_type", GPUS)
+def test_gpu_is_known_by_the_family(instance_type: str) -> None:
+    assert has_gpu(instance_type) is GPUS[instance_type]
+
+
+ARMS = {"m7g.large": True, "c7gn.large": True, "g5g.xlarge": True, "a1.large": True, "p6e-gb200.36xlarge": True}
+ARMS |= {"g5.xlarge": False, "g6e.xlarge": False, "gr6.4xlarge": False, "m7i.large": False, "p4d.24xlarge": False}
+
+
+@pytest.mark.parametrize("instance_type", ARMS)
+def test_arm_is_known_by_the_family(instance_type: str) -> None:
+    assert is_arm(instance_type) is ARMS[instance_type]
+
+
+def test_app_reports_a_refusal_in_one_line_without_a_traceback() -> None:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": "constructs:node", "HOME": os.environ.get("HOME", "/")}
+    result = subprocess.run(
+        [sys.executable, "app.py"],
+        cwd=ROOT,
+        env={**environment, "CDK_CONTEXT_JSON": '{"settings": "staging"}'},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (
+        1,
+        "",
+        "error: -c settings must be one of dev, local, prod, got 'staging'; each is a file in settings/\n",
+    )

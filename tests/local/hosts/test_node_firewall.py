@@ -1,0 +1,61 @@
+"""The node's real firewall inside a host: who on a host reaches metadata, AWS and the overlay."""
+
+from collections.abc import Iterator
+
+import pytest
+from tests.local.hosts.lab import ROOT, Lab, Machine, bundle, machine_of
+
+from holdfast_node.contract.layout import User
+from holdfast_node.contract.roles import Role
+
+NODE = ROOT / "node/holdfast_node"
+DIAL = """
+import socket
+try:
+    socket.create_connection({target!r}, timeout=2).close()
+    print("open")
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def real_modules() -> dict[str, str]:
+    """Return the sources of the firewall and the contract."""
+    files = [NODE / "firewall.py", *(NODE / "contract").glob("*.py")]
+    return {str(file.relative_to(NODE).with_suffix("")): file.read_text() for file in files}
+
+
+@pytest.fixture(scope="module", params=["root", "userns-ids", "userns"])
+def node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[Machine, str]]:
+    with machine_of(request.param, lab) as machine:
+        instance = lab.launch(Role.WORKER, lab.user_data(Role.WORKER, bundle(**real_modules())))
+        assert machine.await_phase(instance)["services"]["firewall"] == "exited 0"
+        yield machine, instance
+
+
+def test_the_firewall_is_set(node: tuple[Machine, str]) -> None:
+    machine, instance = node
+    assert "chain input" in machine.run(instance, "nft", "list", "table", "inet", "holdfast").stdout
+
+
+@pytest.mark.parametrize(
+    ("user", "reaches"),
+    [(User.AGENT, True), (User.TUNNEL, False), (User.TRAINER, False)],
+    ids=str,
+)
+def test_only_the_agent_reaches_the_metadata_service(node: tuple[Machine, str], user: User, reaches: bool) -> None:
+    machine, instance = node
+    if not machine.state()["separate_users"]:
+        pytest.skip("this machine's hosts say that their users share one id")
+    code = DIAL.format(target=("169.254.169.254", 80))
+    assert (machine.python(instance, code, user=user) == "open") is reaches
+
+
+@pytest.mark.parametrize(("user", "reaches"), [(User.AGENT, True), (User.TRAINER, False)], ids=str)
+def test_the_trainer_does_not_reach_aws(node: tuple[Machine, str], lab: Lab, user: User, reaches: bool) -> None:
+    machine, instance = node
+    if not machine.state()["separate_users"]:
+        pytest.skip("this machine's hosts say that their users share one id")
+    port = int(lab.environment["AWS_ENDPOINT_URL"].rpartition(":")[2])
+    code = DIAL.format(target=("127.0.0.1", port))
+    assert (machine.python(instance, code, user=user) == "open") is reaches
