@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import textwrap
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Report:
         """Print the report."""
         click.echo("")
         for name, value in self.facts:
-            click.echo(f"  {name:22} {value}")
+            click.echo(textwrap.fill(value, 116, initial_indent=f"  {name:22} ", subsequent_indent=" " * 25))
         click.echo("")
         for text, holds in self.claims:
             click.echo(f"  {click.style('yes', fg='green') if holds else click.style('NO ', fg='red')}  {text}")
@@ -96,8 +97,8 @@ def _describe_deployment(report: Report) -> None:
         for page in client.get_paginator("list_stack_resources").paginate(StackName=stack["StackName"])
         for resource in page["StackResourceSummaries"]
     ]
-    names = ", ".join(sorted(f"{s['StackName']} {s['StackStatus']}" for s in stacks))
-    report.say("stacks", names)
+    for stack in sorted(stacks, key=lambda stack: stack["StackName"]):
+        report.say("stack", f"{stack['StackName']} {stack['StackStatus']}")
     frequent = ", ".join(f"{count} {kind.removeprefix('AWS::')}" for kind, count in Counter(resources).most_common(4))
     report.say("resources", f"{len(resources)} ({frequent}, …)")
     report.claim("the three stacks are deployed", sum(s["StackStatus"].endswith("_COMPLETE") for s in stacks) == 3)

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from holdfast_local.emulator.errors import DeployError
 from holdfast_local.errors import LocalError
+from holdfast_local.hosts import purge
 
 Progress = Callable[[str], None]
 
@@ -106,6 +108,10 @@ def up(*, isolation: str, settings: str, progress: Progress, state: Path | None 
                 outputs_file=state / "outputs.json",
                 on_progress=progress,
             )
+        except DeployError as error:
+            kept = _keep_logs(state)
+            _end(state)
+            raise LocalError(f"{error}\nlogs: {kept}") from None
         except BaseException:
             _end(state)
             raise
@@ -165,6 +171,7 @@ def _lock_path(state: Path) -> Path:
 
 
 def _start_keeper(state: Path, lock: int, isolation: str) -> None:
+    purge(state)
     for leftover in state.iterdir():
         if leftover.name != "lock":
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -183,9 +190,25 @@ def _start_keeper(state: Path, lock: int, isolation: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not ((state / "environment.json").exists() and (state / "hosts.json").exists()):
         if keeper.poll() is not None or time.monotonic() > deadline:
-            lines = log.read_text(errors="replace").strip().splitlines()
-            raise LocalError(lines[-1].removeprefix("error: ") if lines else "the local cluster's keeper did not start")
+            raise LocalError(_last_error(log.read_text(errors="replace")))
         time.sleep(0.05)
+
+
+def _keep_logs(state: Path) -> Path:
+    """Copy the logs of a start that failed to a directory beside the state directory, which is about to go."""
+    kept = state.with_name(f"{state.name}-failed-start")
+    shutil.rmtree(kept, ignore_errors=True)
+    for log in state.rglob("*.log"):
+        target = kept / log.relative_to(state)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shutil.copyfile(log, target)
+    return kept
+
+
+def _last_error(log: str) -> str:
+    """Return the first error that the keeper or one of its children gave; later ones follow from it."""
+    errors = [line.removeprefix("error: ") for line in log.splitlines() if line.startswith("error: ")]
+    return errors[0] if errors else f"the local cluster did not start; its log ends with: {log[-500:].strip()}"
 
 
 def _end(state: Path) -> None:
@@ -195,6 +218,7 @@ def _end(state: Path) -> None:
             _terminate(pid)
     for pid, _ in _processes(state):
         _terminate(pid)
+    purge(state)
     shutil.rmtree(state, ignore_errors=True)
     if left := leftovers(state):
         raise LocalError("the local cluster left something behind: " + "; ".join(left))

@@ -127,8 +127,9 @@ class Agent:
             status, cause = self._train(job, rendezvous, me)
             if status == 0 and me.role is Role.WORKER and me.rank == 0:
                 model = self._publish(job)
-        except (HoldfastError, BotoCoreError, ClientError, OSError) as error:
-            status, cause = 1, one_line(str(error))
+        except Exception as error:  # whatever it is, it must reach the scheduler, or the others wait for this node
+            _LOG.exception("this node's part failed")
+            status, cause = 1, one_line(f"{type(error).__name__}: {error}")
         _LOG.info("part ended with status %d%s", status, f": {cause}" if cause else "")
         shipper.finish()
         trainer_log = _text(self._paths.log("trainer"))

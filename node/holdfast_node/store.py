@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 D = TypeVar("D", bound=Document)
-_MISSING = {"NoSuchKey", "404"}
+# S3 answers AccessDenied, not NoSuchKey, for a missing object where the caller may not list the bucket
+# (https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html, "Permissions"), and nodes may not.
+_MISSING = {"NoSuchKey", "404", "AccessDenied"}
 
 
 class Store:

@@ -1,6 +1,9 @@
 """The kit as a library: a consumer's own app, in one stack and with its own names."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +171,17 @@ def test_finding_is_not_excused_without_a_reason(stack: cdk.Stack, reason: str) 
 def test_node_source_without_the_package_is_refused(stack: cdk.Stack, tmp_path: Path) -> None:
     with pytest.raises(holdfast.BundleError, match="must hold the package holdfast_node"):
         holdfast.NodeBundle(stack, "Bundle", source=tmp_path, cache_directory=tmp_path)
+
+
+def test_the_example_app_synthesizes(tmp_path: Path) -> None:
+    example = subprocess.run(
+        [sys.executable, str(ROOT / "examples/consumer/app.py")],
+        cwd=tmp_path,
+        env={**os.environ, "CDK_OUTDIR": str(tmp_path / "out"), "PYTHONPATH": f"{ROOT / 'constructs'}:{ROOT / 'node'}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert example.returncode == 0, example.stderr
+    assert (tmp_path / "out/Vision.template.json").is_file()

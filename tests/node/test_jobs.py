@@ -105,6 +105,10 @@ def outside(name: str, **attributes: object) -> bytes:
 
 UNSAFE = {
     "a path that climbs": outside("../escape"),
+    "a path that climbs inside": outside("data/../../escape"),
+    "an absolute path": outside("/tmp/escape"),
+    "a name with control characters": outside("a\x1b[2Jb"),
+    "a file twice": archive(SCRIPT, SCRIPT),
     "a link that leaves": outside("link", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
     "a hard link that leaves": outside("link", type=tarfile.LNKTYPE, linkname="../../etc/passwd"),
     "a device": outside("null", type=tarfile.CHRTYPE),
@@ -118,6 +122,12 @@ def test_unsafe_archive_is_refused_and_leaves_nothing(code: bytes, tmp_path: Pat
     with pytest.raises(VerificationError, match="is not a safe archive"):
         unpack_code(bucket_with(job_for(code), code), job_for(code), tmp_path / "code")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_with_spaces_and_letters_of_any_script_are_kept(tmp_path: Path) -> None:
+    code = archive(SCRIPT, (tarfile.TarInfo("data/größe 1.csv"), b"1"))
+    unpack_code(bucket_with(job_for(code), code), job_for(code), tmp_path / "code")  # type: ignore[arg-type]
+    assert (tmp_path / "code/data/größe 1.csv").read_bytes() == b"1"
 
 
 def test_code_that_changed_after_signing_is_refused(tmp_path: Path) -> None:

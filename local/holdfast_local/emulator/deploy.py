@@ -95,7 +95,7 @@ def run_cdk(
         process.wait()
     if code != 0:
         got = f"did not end within {DEPLOY_LIMIT_SECONDS:.0f} s" if late.is_set() else f"failed with status {code}"
-        raise DeployError(f"`cdk {arguments[0]}` {got}; its log {log} ends with:\n{last_lines(log)}")
+        raise DeployError(f"`cdk {arguments[0]}` {got}; its log ends with:\n{last_lines(log)}")
 
 
 def readable(line: str) -> str | None:

@@ -17,6 +17,7 @@ from holdfast_local.hosts.state import STATE_FILE
 from holdfast_node.contract.layout import UIDS, User
 
 _ESTABLISHED = "01"  # include/net/tcp_states.h
+_PURGE_SECONDS = 60
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -101,12 +102,15 @@ def purge(state_dir: Path) -> None:
     present = [str(target) for target in targets if target.exists()]
     if not present:
         return
-    prefix: list[str] = []
+    prefixes: list[list[str]] = [[]]
     if os.geteuid() != 0 and shutil.which("newuidmap"):
-        prefix = user_namespace_argv(separate_users=True)
-    result = subprocess.run([*prefix, "rm", "-rf", "--", *present], capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise HostsError(f"cannot remove {state_dir}'s hosts: {result.stderr.strip().splitlines()[-1]}")
+        prefixes.append(user_namespace_argv(separate_users=True))
+    for prefix in prefixes:
+        argv = [*prefix, "rm", "-rf", "--", *present]
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=_PURGE_SECONDS, check=False)
+        if result.returncode == 0:
+            return
+    raise HostsError(f"cannot remove {state_dir}'s hosts: {result.stderr.strip().splitlines()[-1]}")
 
 
 def _find(state_dir: Path, instance_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
