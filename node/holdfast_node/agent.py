@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import boto3
@@ -34,6 +34,7 @@ from holdfast_node.contract.roles import Role
 from holdfast_node.engines import get_engine
 from holdfast_node.jobs import load_job, unpack_code
 from holdfast_node.listeners import await_listener, require_free
+from holdfast_node.log_reading import exit_cause, first_step_ms, last_line, one_line, read_head, read_tail
 from holdfast_node.logship import LogShipper
 from holdfast_node.publish import publish_model, snapshot_model
 from holdfast_node.store import Store
@@ -44,7 +45,6 @@ _AWS = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "
 RENDEZVOUS_SECONDS = coordinator.GATHER_SECONDS + 60
 TUNNEL_SECONDS = 15
 _POLL_SECONDS = 0.5
-_MAX_CAUSE = 300
 
 
 class Agent:
@@ -60,6 +60,20 @@ class Agent:
 
     def run(self) -> int:
         """Do the node's part; return 0 if it succeeded."""
+        # A node that never gets a job leaves its words below a prefix of its own.
+        logs = self._session.client("logs", config=_AWS)
+        prefix = f"nodes/{self._config.role}/{self._instance.instance_id}"
+        shipper = LogShipper(logs, self._config.log_group, prefix, {"agent": self._paths.log("agent")})
+        shipper.start()
+        try:
+            return self._run()
+        except Exception as error:
+            _LOG.error("%s", one_line(f"{type(error).__name__}: {error}"))
+            raise
+        finally:
+            shipper.finish()
+
+    def _run(self) -> int:
         self._enrol()
         if self._config.role is not Role.SCHEDULER:
             rendezvous, me = self._await_rendezvous()
@@ -92,59 +106,48 @@ class Agent:
         granted = identity.enrol(
             self._config, self._session, instance_id=self._instance.instance_id, tls_dir=self._paths.tls
         )
-        registration = Registration(
-            role=self._config.role,
-            instance_id=self._instance.instance_id,
-            address=self._instance.address,
-            spiffe_id=granted.spiffe_id,
-            serial=granted.serial,
-        )
         _LOG.info("enrolled as %s", granted.spiffe_id)
-        self._store.save(JobsBucket.node(self._config.role, self._instance.instance_id), registration)
+        # The address is the instance's own word: EC2's where they differ, which is on local hosts that share a
+        # loopback interface. Peers check names, so a false address only fails to connect.
+        Presence(self._store, granted.registration(self._instance.address)).start()
 
     def _await_rendezvous(self) -> tuple[Rendezvous, Peer]:
         deadline = time.monotonic() + RENDEZVOUS_SECONDS
         while time.monotonic() < deadline:
             rendezvous = self._store.load(Rendezvous, JobsBucket.RENDEZVOUS)
             if rendezvous and (me := rendezvous.me(self._instance.instance_id)):
+                if me.role is not self._config.role:
+                    raise HoldfastError(f"the rendezvous has this {self._config.role} as a {me.role}; it is not used")
                 return rendezvous, me
             time.sleep(_POLL_SECONDS)
-        raise HoldfastError(f"no rendezvous named this instance within {RENDEZVOUS_SECONDS} s")
+        raise HoldfastError(f"no rendezvous named this instance in {RENDEZVOUS_SECONDS} s{self._store.denial}")
 
     def _load_job(self, job_id: str) -> JobDocument:
         verify = signing.kms_verifier(self._kms, self._config.job_signing_key)
         return load_job(self._store, job_id, cluster=self._config.cluster, verify=verify)
 
     def _take_part(self, rendezvous: Rendezvous, me: Peer) -> int:
-        logs = self._session.client("logs", config=_AWS)
         prefix = f"{rendezvous.job_id}/{me.role}/{me.instance_id}"
         files = {service: self._paths.log(service) for service in ("trainer", "agent", "tunnel")}
-        shipper = LogShipper(logs, self._config.log_group, prefix, files)
+        shipper = LogShipper(self._session.client("logs", config=_AWS), self._config.log_group, prefix, files)
         shipper.start()
-        status, cause, model = 1, "", None
+        result = NodeResult(status=1, cause="", rank=me.rank, tls_connections=0, tls_peers=())
         try:
             job = self._load_job(rendezvous.job_id)
             status, cause = self._train(job, rendezvous, me)
-            if status == 0 and me.role is Role.WORKER and me.rank == 0:
-                model = self._publish(job)
+            exports = status == 0 and me.role is Role.WORKER and me.rank == 0
+            result = replace(result, status=status, cause=cause, model_sha256=self._publish(job) if exports else None)
         except Exception as error:  # whatever it is, it must reach the scheduler, or the others wait for this node
             _LOG.exception("this node's part failed")
-            status, cause = 1, one_line(f"{type(error).__name__}: {error}")
-        _LOG.info("part ended with status %d%s", status, f": {cause}" if cause else "")
+            result = replace(result, status=1, cause=one_line(f"{type(error).__name__}: {error}"))
+        accepted = accepted_peers(read_head(self._paths.log("tunnel")))
+        result = replace(result, tls_connections=sum(accepted.values()), tls_peers=tuple(sorted(accepted)))
+        if me.role is Role.WORKER:
+            result = replace(result, first_step_ms=first_step_ms(read_head(self._paths.log("trainer"))))
+        _LOG.info("part ended with status %d%s", result.status, f": {result.cause}" if result.cause else "")
         shipper.finish()
-        trainer_log = _text(self._paths.log("trainer"))
-        accepted = accepted_peers(_text(self._paths.log("tunnel")))
-        result = NodeResult(
-            status=status,
-            cause=cause,
-            rank=me.rank,
-            tls_connections=sum(accepted.values()),
-            tls_peers=tuple(sorted(accepted)),
-            first_step_ms=first_step_ms(trainer_log) if me.role is Role.WORKER else None,
-            model_sha256=model,
-        )
         self._store.save(JobsBucket.result(rendezvous.job_id, me.role, me.instance_id), result)
-        return status
+        return result.status
 
     def _train(self, job: JobDocument, rendezvous: Rendezvous, me: Peer) -> tuple[int, str]:
         paths, ports = self._paths, self._config.ports
@@ -180,10 +183,11 @@ class Agent:
         while True:
             status = self._exit_status("trainer")
             if status is not None:
-                return status, "" if status == 0 else exit_cause(status, _text(self._paths.log("trainer")))
+                return status, "" if status == 0 else exit_cause(status, read_tail(self._paths.log("trainer")))
             tunnel = self._exit_status("tunnel")
             if tunnel is not None:
-                return 1, f"the tunnel ended with status {tunnel}: {last_line(_text(self._paths.log('tunnel')))}"
+                log = read_tail(self._paths.log("tunnel"))
+                return 1, one_line(f"the tunnel ended with status {tunnel}: {last_line(log)}")
             time.sleep(_POLL_SECONDS)
 
     def _exit_status(self, service: str) -> int | None:
@@ -194,7 +198,7 @@ class Agent:
 
     def _publish(self, job: JobDocument) -> str:
         snapshot = self._paths.state / "model"
-        snapshot_model(job, self._paths.work / job.model_dir, snapshot, self._instance.instance_id)
+        snapshot_model(job, self._paths.work, snapshot, self._instance.instance_id)
         key = self._config.model_signing_key
         sign = signing.kms_signer(self._kms, key)
         public_key = signing.public_key_pem(signing.public_key(self._kms, key))
@@ -209,40 +213,23 @@ class Agent:
         return digest
 
 
-def first_step_ms(trainer_log: str) -> int | None:
-    """Return when the trainer says its first training step began (milliseconds since the epoch), or None."""
-    for line in trainer_log.splitlines():
-        if line.startswith("{") and '"first_step"' in line:
+class Presence(threading.Thread):
+    """Renews the node's registration while the agent lives; the scheduler notices when that ends."""
+
+    def __init__(self, store: Store, registration: Registration) -> None:
+        super().__init__(name="presence", daemon=True)
+        self._store = store
+        self._registration = registration
+        self._key = JobsBucket.node(registration.role, registration.instance_id)
+
+    def run(self) -> None:
+        """Register every few seconds, for as long as the process lives."""
+        while True:
             try:
-                return int(float(json.loads(line)["time"]) * 1000)
-            except (ValueError, KeyError, TypeError):
-                return None
-    return None
-
-
-def exit_cause(status: int, trainer_log: str) -> str:
-    """Return one line that says why a trainer ended: its signal, or its status and its log's last line."""
-    if status < 0:
-        return f"the trainer was killed by signal {-status}"
-    return one_line(f"the trainer exited with status {status}: {last_line(trainer_log)}")
-
-
-def last_line(log: str) -> str:
-    """Return the last line of a log that is no event, or "its log is empty"."""
-    lines = (line.strip() for line in reversed(log.splitlines()))
-    return next((line for line in lines if line and not line.startswith("{")), "its log is empty")
-
-
-def one_line(text: str) -> str:
-    """Return `text` as one printable line of at most 300 characters: logs of user code reach people's terminals."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:_MAX_CAUSE]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except FileNotFoundError:
-        return ""
+                self._store.save(self._key, self._registration)
+            except (BotoCoreError, ClientError) as error:
+                _LOG.warning("the registration was not renewed: %s", error)
+            time.sleep(coordinator.PRESENCE_SECONDS)
 
 
 def main() -> int:
@@ -253,9 +240,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         return Agent(NodePaths(arguments.root)).run()
-    except (HoldfastError, BotoCoreError, ClientError, OSError) as error:
-        _LOG.error("%s", one_line(str(error)))
-        return 1
+    except (HoldfastError, BotoCoreError, ClientError, OSError):
+        return 1  # said, and shipped, by `run`
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ speaks to the state machine.
 """
 
 import json
+import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 
 #: How long the scheduler waits for every node to enrol and register.
 GATHER_SECONDS = 600
-#: How long it waits for the others' results once one node's part has ended.
+#: How long it waits for scheduler and servers to end once every worker's part has ended.
 DRAIN_SECONDS = 60
+#: How often a node renews its registration, and after how long a silence it counts as lost.
+PRESENCE_SECONDS = 5
+LOST_SECONDS = 30
 HEARTBEAT_SECONDS = 10
 POLL_SECONDS = 0.5
 #: Step Functions limits: error 256, cause 32,768 characters; a cause for a human is shorter.
@@ -80,9 +85,13 @@ class Coordination:
         peer, result = failed[0]
         return f"{peer.role} {peer.rank} ({peer.instance_id}): {result.cause}"[:MAX_CAUSE]
 
+    def running(self) -> list[Peer]:
+        """Return the nodes whose part has not ended."""
+        return [peer for peer in self._peers() if peer.instance_id not in self.results]
+
     def complete(self) -> bool:
         """Return whether every node's part has ended."""
-        return bool(self._peers()) and all(peer.instance_id in self.results for peer in self._peers())
+        return bool(self._peers()) and not self.running()
 
     def _peers(self) -> tuple[Peer, ...]:
         return self.rendezvous.peers if self.rendezvous else ()
@@ -162,7 +171,7 @@ def await_control(store: Store, poll_seconds: float = POLL_SECONDS, timeout_seco
     deadline = time.monotonic() + timeout_seconds
     while (control := store.load(Control, JobsBucket.CONTROL)) is None:
         if time.monotonic() > deadline:
-            raise HoldfastError(f"the state machine handed out no job within {timeout_seconds:g} s")
+            raise HoldfastError(f"the state machine handed out no job within {timeout_seconds:g} s{store.denial}")
         time.sleep(poll_seconds)
     return control
 
@@ -173,58 +182,91 @@ def coordinate(store: Store, reporter: Reporter, control: Control, job: JobDocum
     Raises:
         JobCancelledError: the state machine gave up on the job.
     """
-    coordination = Coordination(job)
-    started = datetime.fromisoformat(control.started_at) - timedelta(seconds=1)  # S3 keeps whole seconds
-    status = JobsBucket.status(job.job_id)
-    store.save(status, coordination.record("gathering"))
-    deadline = time.monotonic() + GATHER_SECONDS
-    while coordination.rendezvous is None:
+    coordination, presence = Coordination(job), PresenceWatch()
+    # S3 keeps whole seconds. What was registered before this execution belongs to instances that are gone.
+    started = datetime.fromisoformat(control.started_at) - timedelta(seconds=1)
+
+    def look() -> None:
         reporter.beat()
         for role in Role:
-            for key in store.changed_since(JobsBucket.node_prefix(role), started):
-                registration = store.load(Registration, key)
-                if registration is not None and key == JobsBucket.node(role, registration.instance_id):
-                    coordination.register(registration)
-        if coordination.rendezvous is None:
-            if time.monotonic() > deadline:
-                lacking = ", ".join(f"{count} {role}" for role, count in coordination.missing().items())
-                return _finish(store, reporter, coordination, f"no such nodes after {GATHER_SECONDS} s: {lacking}")
-            time.sleep(POLL_SECONDS)
-    store.save(JobsBucket.RENDEZVOUS, coordination.rendezvous)
-    store.save(status, coordination.record("running"))
-    drain_until: float | None = None
-    while not coordination.complete():
-        reporter.beat()
-        for peer in coordination.rendezvous.peers:
-            if peer.instance_id in coordination.results:
-                continue
-            result = store.load(NodeResult, JobsBucket.result(job.job_id, peer.role, peer.instance_id))
-            if result is not None:
-                coordination.results[peer.instance_id] = result
-                store.save(status, coordination.record("running"))
-        if coordination.failure():
-            break
-        if coordination.results and drain_until is None:
-            drain_until = time.monotonic() + DRAIN_SECONDS
-        if drain_until and time.monotonic() > drain_until and _workers_done(coordination):
-            break
-        time.sleep(POLL_SECONDS)
-    cause = coordination.failure()
-    if cause is None and not coordination.complete():
-        cause = f"workers ended, but scheduler or servers did not within {DRAIN_SECONDS} s"
-    return _finish(store, reporter, coordination, cause)
+            for key, changed in store.changed_since(JobsBucket.node_prefix(role), started):
+                presence.seen(key, changed)
 
-
-def _workers_done(coordination: Coordination) -> bool:
-    assert coordination.rendezvous is not None
-    workers = [peer for peer in coordination.rendezvous.peers if peer.role is Role.WORKER]
-    return all(peer.instance_id in coordination.results for peer in workers)
-
-
-def _finish(store: Store, reporter: Reporter, coordination: Coordination, cause: str | None) -> None:
+    status = JobsBucket.status(job.job_id)
+    store.save(status, coordination.record("gathering"))
+    rendezvous = _gather(store, coordination, presence, look)
+    if rendezvous is None:
+        lacking = ", ".join(f"{count} {role}" for role, count in coordination.missing().items())
+        cause: str | None = f"nodes did not register within {GATHER_SECONDS} s: {lacking}"
+    else:
+        store.save(JobsBucket.RENDEZVOUS, rendezvous)
+        store.save(status, coordination.record("running"))
+        cause = _supervise(store, coordination, presence, look)
     record = coordination.record("failed" if cause else "succeeded", cause)
-    store.save(JobsBucket.status(coordination.job.job_id), record)
+    store.save(status, record)
     if cause:
         reporter.fail(cause)
     else:
-        reporter.succeed(record)
+        # Step Functions takes 262,144 characters of output; the whole record is in the bucket.
+        reporter.succeed(json.dumps({"job_id": job.job_id, "phase": "succeeded"}).encode())
+
+
+def _gather(
+    store: Store, coordination: Coordination, presence: "PresenceWatch", look: Callable[[], None]
+) -> Rendezvous | None:
+    deadline = time.monotonic() + GATHER_SECONDS
+    while time.monotonic() < deadline:
+        look()
+        for key in presence.registrations():
+            registration = store.load(Registration, key)
+            # A role may write below its own prefix only, so the key says what the registration may claim.
+            if registration and key == JobsBucket.node(registration.role, registration.instance_id):
+                coordination.register(registration)
+        if coordination.rendezvous is not None:
+            return coordination.rendezvous
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+def _supervise(
+    store: Store, coordination: Coordination, presence: "PresenceWatch", look: Callable[[], None]
+) -> str | None:
+    """Wait until every node's part has ended or one has failed; return the cause of the failure, if any."""
+    job_id, drain_until = coordination.job.job_id, math.inf
+    while not coordination.complete() and coordination.failure() is None:
+        look()
+        for peer in coordination.running():
+            result = store.load(NodeResult, JobsBucket.result(job_id, peer.role, peer.instance_id))
+            if result is None and presence.lost(JobsBucket.node(peer.role, peer.instance_id)):
+                cause = f"not heard of for {LOST_SECONDS} s: the node was lost, or its agent died"
+                result = NodeResult(status=1, cause=cause, rank=peer.rank, tls_connections=0, tls_peers=())
+            if result is not None:
+                coordination.results[peer.instance_id] = result
+                store.save(JobsBucket.status(job_id), coordination.record("running"))
+        if not any(peer.role is Role.WORKER for peer in coordination.running()):
+            drain_until = min(drain_until, time.monotonic() + DRAIN_SECONDS)
+        if time.monotonic() > drain_until:
+            return f"workers ended, but scheduler or servers did not within {DRAIN_SECONDS} s"
+        time.sleep(POLL_SECONDS)
+    return coordination.failure()
+
+
+class PresenceWatch:
+    """Knows which registrations are still renewed. It compares S3's times with each other, never with this clock."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[str, tuple[datetime, float]] = {}
+
+    def seen(self, key: str, changed: datetime) -> None:
+        """Note that a registration was last written at `changed`."""
+        if key not in self._last or self._last[key][0] != changed:
+            self._last[key] = (changed, self._clock())
+
+    def registrations(self) -> list[str]:
+        """Return the keys of all registrations that were seen."""
+        return list(self._last)
+
+    def lost(self, key: str) -> bool:
+        """Return whether a registration was seen once, and then not renewed for 30 s."""
+        return key in self._last and self._clock() - self._last[key][1] > LOST_SECONDS

@@ -28,7 +28,7 @@ def load_job(store: Store, job_id: str, *, cluster: str, verify: Callable[[bytes
     """
     envelope = store.read(JobsBucket.job_document(job_id), dsse.MAX_ENVELOPE_BYTES + 1)
     if envelope is None:
-        raise VerificationError(f"job {job_id} has no signed document; submit it with `holdfast submit`")
+        raise VerificationError(f"job {job_id} has no signed document{store.denial}; submit it with `holdfast submit`")
     job = JobDocument.parse(dsse.unseal(dsse.JOB_PAYLOAD_TYPE, envelope, verify))
     if (job.job_id, job.cluster) != (job_id, cluster):
         raise VerificationError(
@@ -46,7 +46,7 @@ def unpack_code(store: Store, job: JobDocument, destination: Path) -> None:
     """
     archive = store.download(JobsBucket.job_code(job.job_id), MAX_ARCHIVE_BYTES)
     if archive is None:
-        raise VerificationError(f"job {job.job_id} has no code archive; submit it again")
+        raise VerificationError(f"job {job.job_id} has no code archive{store.denial}; submit it again")
     digest = hashlib.sha256(archive).hexdigest()
     if digest != job.code.sha256 or len(archive) != job.code.size:
         raise VerificationError(
@@ -86,6 +86,8 @@ def _extract(tar: tarfile.TarFile, destination: Path) -> None:
         assert source is not None  # a regular file
         with source, target.open("xb") as sink:
             shutil.copyfileobj(source, sink)
+        if member.mode & 0o100:
+            target.chmod(target.stat().st_mode | 0o110)
 
 
 def _is_below(name: str) -> bool:

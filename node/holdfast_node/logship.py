@@ -18,18 +18,20 @@ _LOG = logging.getLogger(__name__)
 # PutLogEvents limits: 1 MiB and 10,000 events a batch, 26 bytes of overhead an event
 # (https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_PutLogEvents.html).
 _MAX_LINE_BYTES = 16 << 10
-_MAX_BATCH_BYTES = 512 << 10
+_MAX_BATCH_BYTES = 256 << 10  # each invalid byte becomes three, so a batch is at most 768 KiB and its overhead
 _MAX_BATCH_LINES = 5_000
 _INTERVAL_SECONDS = 2.0
-#: stunnel's own level 6 has one line for each step of each connection; only level 5 and more severe is shipped.
-_NOISE = re.compile(rb"LOG[67]\[")
+#: stunnel's own level 6 has one line for each step of each connection; only level 5 and more severe is shipped. The
+#: pattern starts at stunnel's time stamp: what a peer can get into a line must not hide the line.
+STUNNEL_NOISE = re.compile(rb"\d{4}\.\d\d\.\d\d \d\d:\d\d:\d\d LOG[67]\[")
 
 
 class Tail:
     """Reads what has been appended to a file since the last call, in whole lines."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, noise: re.Pattern[bytes] | None = None) -> None:
         self._path = path
+        self._noise = noise
         self._offset = 0
 
     def lines(self, *, all_of_it: bool = False) -> list[bytes] | None:
@@ -48,7 +50,10 @@ class Tail:
         if not lines:
             return None
         self._offset += sum(map(len, lines))
-        return [line.rstrip()[:_MAX_LINE_BYTES] for line in lines if line.strip() and not _NOISE.search(line)]
+        return [line.rstrip()[:_MAX_LINE_BYTES] for line in lines if line.strip() and not self._is_noise(line)]
+
+    def _is_noise(self, line: bytes) -> bool:
+        return self._noise is not None and self._noise.match(line) is not None
 
 
 class LogShipper(threading.Thread):
@@ -61,7 +66,8 @@ class LogShipper(threading.Thread):
         super().__init__(name="logship", daemon=True)
         self._logs = logs
         self._group = group
-        self._tails = {f"{prefix}/{service}": Tail(path) for service, path in files.items()}
+        noise = {"tunnel": STUNNEL_NOISE}
+        self._tails = {f"{prefix}/{service}": Tail(path, noise.get(service)) for service, path in files.items()}
         self._created: set[str] = set()
         self._complained: set[str] = set()
         self._stop_requested = threading.Event()

@@ -5,9 +5,9 @@ https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.
 """
 
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 
 from holdfast_node.contract.documents import require
 from holdfast_node.contract.errors import HoldfastError
@@ -15,6 +15,8 @@ from holdfast_node.contract.roles import INSTANCE_ID_PATTERN
 
 _TIMEOUT_SECONDS = 5
 _TOKEN_TTL_SECONDS = 60
+#: The service is link-local: a proxy of the environment must never see its tokens.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def instance() -> Instance:
 def _request(url: str, *, headers: dict[str, str], method: str = "GET") -> str:
     request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310 - fixed scheme and address
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
+        with _OPENER.open(request, timeout=_TIMEOUT_SECONDS) as response:
             return str(response.read(4096).decode())
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, HTTPException, UnicodeDecodeError) as error:  # URLError is an OSError
         raise HoldfastError(f"the metadata service did not answer {method} {url}: {error}") from None

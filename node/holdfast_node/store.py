@@ -1,5 +1,6 @@
 """The jobs bucket as the node sees it: documents in, documents out."""
 
+import contextlib
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -12,9 +13,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 D = TypeVar("D", bound=Document)
-# S3 answers AccessDenied, not NoSuchKey, for a missing object where the caller may not list the bucket
-# (https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html, "Permissions"), and nodes may not.
-_MISSING = {"NoSuchKey", "404", "AccessDenied"}
+_MISSING = {"NoSuchKey", "404"}
+_DENIED = "AccessDenied"
 
 
 class Store:
@@ -23,15 +23,30 @@ class Store:
     def __init__(self, s3: "S3Client", bucket: str) -> None:
         self._s3 = s3
         self._bucket = bucket
+        self._denial = ""
+
+    @property
+    def denial(self) -> str:
+        """What S3 said when it last denied a read, to be added to a message about a missing object; else empty.
+
+        S3 answers AccessDenied, not NoSuchKey, for a missing object where the caller may not list the bucket, and
+        nodes may not (https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html, "Permissions"). So a denial
+        may be either.
+        """
+        return f" (S3 last denied a read: {self._denial})" if self._denial else ""
 
     def read(self, key: str, limit_bytes: int = 1 << 20) -> bytes | None:
         """Return the object's bytes (at most `limit_bytes` of them), or None if there is no such object."""
         try:
-            return self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read(limit_bytes)
+            with contextlib.closing(self._s3.get_object(Bucket=self._bucket, Key=key)["Body"]) as body:
+                return body.read(limit_bytes)
         except ClientError as error:
-            if error.response["Error"]["Code"] in _MISSING:
-                return None
-            raise
+            code = error.response["Error"]["Code"]
+            if code == _DENIED:
+                self._denial = error.response["Error"].get("Message", code)
+            elif code not in _MISSING:
+                raise
+            return None
 
     def load(self, kind: type[D], key: str) -> D | None:
         """Return the document at `key`, or None if there is none; raises DocumentError if it is malformed."""
@@ -47,9 +62,9 @@ class Store:
         """Return a large object's bytes, one more than `limit_bytes` at most, or None if there is none."""
         return self.read(key, limit_bytes + 1)
 
-    def changed_since(self, prefix: str, since: datetime) -> Iterator[str]:
-        """Yield the keys below `prefix` that were written at `since` or later."""
+    def changed_since(self, prefix: str, since: datetime) -> Iterator[tuple[str, datetime]]:
+        """Yield key and time of change of what was written below `prefix` at `since` or later."""
         for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
             for item in page.get("Contents", ()):
                 if item["LastModified"] >= since:
-                    yield item["Key"]
+                    yield item["Key"], item["LastModified"]

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from holdfast_node.contract.documents import Peer, Rendezvous
+from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.layout import NodePaths
 from holdfast_node.contract.roles import Role, node_name
 
@@ -72,6 +73,12 @@ def stunnel_config(*, cluster: str, me: Peer, rendezvous: Rendezvous, ports: dic
             f"checkHost = {name}",
             f"sni = {name}",
         ]
+    # A line break in a value would be a service of its own, and stunnel's services can run programs. The documents
+    # that values come from refuse such values; this is the last place that can.
+    if unprintable := [line for line in "\n".join(lines).split("\n") if not line.isprintable()]:
+        raise DocumentError(f"the tunnel's configuration must be printable, got {unprintable[0][:100]!r}")
+    if any("\n" in line for line in lines[1:]):
+        raise DocumentError("a value of the tunnel's configuration holds a line break")
     return "\n".join(lines) + "\n"
 
 

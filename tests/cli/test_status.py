@@ -23,6 +23,7 @@ NODE = {
     "status": None,
     "cause": "",
     "tls_connections": 7,
+    "tls_peers": ["i-0123456789abcdef1.server.demo.holdfast"],
     "something_new": 1,
 }
 

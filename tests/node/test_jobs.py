@@ -22,6 +22,8 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 class Bucket(dict[str, bytes]):
+    denial = ""
+
     def read(self, key: str, limit_bytes: int = 1 << 20) -> bytes | None:
         return self.get(key)
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from holdfast_node.logship import Tail
+from holdfast_node.logship import STUNNEL_NOISE, Tail
 
 
 def test_tail_gives_whole_lines_once(tmp_path: Path) -> None:
@@ -21,8 +21,16 @@ def test_last_unfinished_line_is_given_at_the_end(tmp_path: Path) -> None:
 
 
 def test_stunnel_s_noise_is_left_out_and_its_warnings_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "tunnel.log").write_bytes(b"x LOG6[0]: step\nx LOG4[0]: refused\nx LOG5[ui]: started\n")
-    assert Tail(tmp_path / "tunnel.log").lines() == [b"x LOG4[0]: refused", b"x LOG5[ui]: started"]
+    stamp = b"2026.11.22 06:42:33 "
+    kept = [stamp + b"LOG4[0]: refused", stamp + b"LOG5[ui]: started", b'{"op": "2026.11.22 06:42:33 LOG6[0]: x"}']
+    (tmp_path / "tunnel.log").write_bytes(b"\n".join([stamp + b"LOG6[0]: step", *kept, b""]))
+    assert Tail(tmp_path / "tunnel.log", STUNNEL_NOISE).lines() == kept
+
+
+def test_other_logs_are_kept_whole(tmp_path: Path) -> None:
+    line = b"2026.11.22 06:42:33 LOG6[0]: printed by a script"
+    (tmp_path / "trainer.log").write_bytes(line + b"\n")
+    assert Tail(tmp_path / "trainer.log").lines() == [line]
 
 
 def test_an_endless_line_is_cut(tmp_path: Path) -> None:

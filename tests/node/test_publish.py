@@ -1,6 +1,8 @@
 """The agent publishes what worker 0 exported; S3 is a list of uploads, files and links are real."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,10 @@ class Uploads:
     def __init__(self) -> None:
         self.keys: list[str] = []
 
+    def upload_file(self, path: str, bucket: str, key: str) -> None:
+        assert Path(path).is_file()
+        self.keys.append(key)
+
     def put_object(self, **request: Any) -> None:
         self.keys.append(request["Key"])
 
@@ -41,7 +47,7 @@ def exported(tmp_path: Path) -> Path:
 
 
 def test_snapshot_holds_the_files_and_a_record_of_the_job(exported: Path, tmp_path: Path) -> None:
-    snapshot_model(JOB, exported, tmp_path / "snapshot", "i-0123456789")
+    snapshot_model(JOB, exported.parent, tmp_path / "snapshot", "i-0123456789")
     files = {path.relative_to(tmp_path / "snapshot").as_posix() for path in (tmp_path / "snapshot").rglob("*.*")}
     assert files == {"net.params", "deep/net.json", "holdfast-model.json"}
     record = json.loads((tmp_path / "snapshot/holdfast-model.json").read_text())
@@ -51,7 +57,7 @@ def test_snapshot_holds_the_files_and_a_record_of_the_job(exported: Path, tmp_pa
 def test_a_record_that_the_trainer_wrote_does_not_stand(exported: Path, tmp_path: Path) -> None:
     (exported / "holdfast-model.json").write_text('{"job_id": "another"}')
     with pytest.raises(HoldfastError, match=r"holdfast-model\.json is written by the agent"):
-        snapshot_model(JOB, exported, tmp_path / "snapshot", "i-0123456789")
+        snapshot_model(JOB, exported.parent, tmp_path / "snapshot", "i-0123456789")
 
 
 @pytest.mark.parametrize("exists", [False, True], ids=["no directory", "an empty directory"])
@@ -59,7 +65,7 @@ def test_nothing_exported_is_an_error_that_says_where_to_write(exists: bool, tmp
     if exists:
         (tmp_path / "model").mkdir()
     with pytest.raises(HoldfastError, match="must write one to model/ in its working directory"):
-        snapshot_model(JOB, tmp_path / "model", tmp_path / "snapshot", "i-0123456789")
+        snapshot_model(JOB, tmp_path, tmp_path / "snapshot", "i-0123456789")
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "net.params", "/"], ids=["outside", "inside", "a directory"])
@@ -67,18 +73,25 @@ def test_links_are_refused_because_the_agent_may_read_more_than_the_trainer(
     target: str, exported: Path, tmp_path: Path
 ) -> None:
     (exported / "link").symlink_to(target)
-    with pytest.raises(HoldfastError, match="must hold files only, got link"):
-        snapshot_model(JOB, exported, tmp_path / "snapshot", "i-0123456789")
+    with pytest.raises(HoldfastError, match="must hold files and directories only, got link"):
+        snapshot_model(JOB, exported.parent, tmp_path / "snapshot", "i-0123456789")
 
 
-def test_a_model_directory_that_is_a_link_is_refused(exported: Path, tmp_path: Path) -> None:
-    (tmp_path / "other").symlink_to(exported)
-    with pytest.raises(HoldfastError, match="must be a directory, got a link"):
-        snapshot_model(JOB, tmp_path / "other", tmp_path / "snapshot", "i-0123456789")
+def test_pipes_are_refused_and_not_waited_for(exported: Path, tmp_path: Path) -> None:
+    os.mkfifo(exported / "deep/pipe")
+    with pytest.raises(HoldfastError, match="must hold files and directories only, got deep/pipe"):
+        snapshot_model(JOB, exported.parent, tmp_path / "snapshot", "i-0123456789")
+
+
+@pytest.mark.parametrize("model_dir", ["link", "link/deep"], ids=["the directory itself", "a part of its path"])
+def test_a_model_directory_behind_a_link_is_refused(model_dir: str, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(exported)
+    with pytest.raises(HoldfastError, match=f"{model_dir} must be a directory, got something else or a link"):
+        snapshot_model(replace(JOB, model_dir=model_dir), tmp_path, tmp_path / "snapshot", "i-0123456789")
 
 
 def test_signature_is_uploaded_last_so_that_no_unsigned_model_looks_complete(exported: Path, tmp_path: Path) -> None:
-    snapshot_model(JOB, exported, tmp_path / "snapshot", "i-0123456789")
+    snapshot_model(JOB, exported.parent, tmp_path / "snapshot", "i-0123456789")
     uploads = Uploads()
     publish_model(uploads, "models", JOB, tmp_path / "snapshot", lambda directory, name: b"bundle")  # type: ignore[arg-type]
     assert uploads.keys == [

@@ -7,12 +7,14 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from holdfast_node.contract.documents import Peer, Rendezvous
+from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.layout import NodePaths
 from holdfast_node.contract.roles import Role, node_name
 from holdfast_node.listeners import await_listener
@@ -180,3 +182,16 @@ def test_every_peer_is_named_exactly_and_none_by_role_alone(tmp_path: Path) -> N
 def test_private_files_are_not_readable_by_others(tmp_path: Path) -> None:
     write_private(tmp_path / "stunnel.conf", "secret")
     assert (tmp_path / "stunnel.conf").stat().st_mode & 0o007 == 0
+
+
+def test_a_value_with_a_line_break_never_becomes_a_service(tmp_path: Path) -> None:
+    # The documents refuse such an address too; a service of stunnel's can run a program.
+    evil = replace(SERVER, address="10.0.0.9:1\n[x]\nexec = /bin/sh")
+    with pytest.raises(DocumentError, match="holds a line break"):
+        stunnel_config(
+            cluster="demo",
+            me=WORKER,
+            rendezvous=replace(RENDEZVOUS, peers=(SCHEDULER, evil, WORKER)),
+            ports=PORTS,
+            paths=NodePaths(tmp_path),
+        )

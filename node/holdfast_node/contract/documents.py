@@ -10,6 +10,8 @@ import re
 import types
 import typing
 from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
 from holdfast_node.contract.errors import DocumentError
@@ -144,6 +146,16 @@ class Control(Document):
     started_at: str
     task_token: str
 
+    def validate(self) -> None:
+        """Check the job id's form, and that the start is a time with its zone."""
+        require(JOB_ID_PATTERN, self.job_id, "job_id")
+        try:
+            zone = datetime.fromisoformat(self.started_at).tzinfo
+        except ValueError:
+            zone = None
+        if zone is None:
+            raise DocumentError(f"started_at must be an ISO 8601 time with its zone, got {self.started_at[:100]!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Registration(Document):
@@ -156,8 +168,9 @@ class Registration(Document):
     serial: str
 
     def validate(self) -> None:
-        """Check the instance id's form."""
+        """Check the forms of the instance id and the address: both become lines of other nodes' configuration."""
         require(INSTANCE_ID_PATTERN, self.instance_id, "instance_id")
+        require_address(self.address, "address")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +181,15 @@ class Peer(Document):
     rank: int
     instance_id: str
     address: str
+
+    def validate(self) -> None:
+        """Check the forms of instance id and address, and that the role has such a rank."""
+        require(INSTANCE_ID_PATTERN, self.instance_id, "instance_id")
+        require_address(self.address, "address")
+        try:
+            overlay_address(self.role, self.rank)
+        except ValueError as error:
+            raise DocumentError(str(error)) from None
 
     @property
     def overlay(self) -> str:
@@ -182,6 +204,16 @@ class Rendezvous(Document):
     job_id: str
     generation: int
     peers: tuple[Peer, ...]
+
+    def validate(self) -> None:
+        """Check that there is one scheduler, and that no instance and no rank is named twice."""
+        require(JOB_ID_PATTERN, self.job_id, "job_id")
+        seats = [(peer.role, peer.rank) for peer in self.peers]
+        instances = [peer.instance_id for peer in self.peers]
+        if len(set(seats)) != len(seats) or len(set(instances)) != len(instances):
+            raise DocumentError("peers must name every instance and every rank of a role once")
+        if [role for role, _ in seats].count(Role.SCHEDULER) != 1:
+            raise DocumentError("peers must name exactly one scheduler")
 
     def me(self, instance_id: str) -> Peer | None:
         """Return this instance's entry, or None if it has no part in the job."""
@@ -215,6 +247,17 @@ def require(pattern: re.Pattern[str], value: str, where: str) -> str:
     """Return `value` if all of it matches `pattern`; else raise DocumentError."""
     if not pattern.fullmatch(value):
         raise DocumentError(f"{where} must match {pattern.pattern}, got {value[:100]!r}")
+    return value
+
+
+def require_address(value: str, where: str) -> str:
+    """Return `value` if it is one host's IPv4 address in its canonical form; else raise DocumentError."""
+    try:
+        address = IPv4Address(value)
+    except ValueError:
+        address = None
+    if address is None or str(address) != value or address.is_unspecified or address.is_multicast:
+        raise DocumentError(f"{where} must be a host's IPv4 address, got {value[:100]!r}")
     return value
 
 

@@ -1,8 +1,17 @@
 import json
+from typing import Any
 
 import pytest
 
-from holdfast_node.contract.documents import CodeArchive, Control, JobDocument, NodeResult, Peer, Rendezvous
+from holdfast_node.contract.documents import (
+    CodeArchive,
+    Control,
+    JobDocument,
+    NodeResult,
+    Peer,
+    Registration,
+    Rendezvous,
+)
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.roles import Role
 
@@ -82,3 +91,43 @@ def test_rendezvous_is_void_for_an_instance_that_is_not_in_it() -> None:
 def test_control_document_is_closed() -> None:
     with pytest.raises(DocumentError, match="unknown keys"):
         Control.parse(b'{"job_id":"a","started_at":"x","task_token":"t","url":"http://elsewhere"}')
+
+
+INJECTIONS = {
+    "a line break": "10.0.0.1:9092\n[x]\nexec = /bin/sh",
+    "a port": "10.0.0.1:9092",
+    "a name": "evil.example",
+    "an address with leading zeros": "010.0.0.1",
+    "all addresses": "0.0.0.0",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("address", INJECTIONS.values(), ids=INJECTIONS)
+@pytest.mark.parametrize("kind", [Registration, Peer])
+def test_address_that_becomes_another_node_s_configuration_is_one_address(kind: Any, address: str) -> None:
+    fields = {"role": "worker", "instance_id": "i-0123456789", "address": address}
+    extra = {"spiffe_id": "x", "serial": "1"} if kind is Registration else {"rank": 0}
+    with pytest.raises(DocumentError, match="address must be a host's IPv4 address, got"):
+        kind.parse(json.dumps(fields | extra))
+
+
+SEATS = {
+    "an instance twice": [("scheduler", 0, "i-00000001"), ("worker", 0, "i-00000001")],
+    "a rank twice": [("scheduler", 0, "i-00000001"), ("worker", 0, "i-00000002"), ("worker", 0, "i-00000003")],
+    "no scheduler": [("worker", 0, "i-00000002")],
+    "a second scheduler's rank": [("scheduler", 1, "i-00000001")],
+}
+
+
+@pytest.mark.parametrize("seats", SEATS.values(), ids=SEATS)
+def test_rendezvous_refuses(seats: list[tuple[str, int, str]]) -> None:
+    peers = [{"role": r, "rank": n, "instance_id": i, "address": "10.0.0.1"} for r, n, i in seats]
+    with pytest.raises(DocumentError, match="must"):
+        Rendezvous.parse(json.dumps({"job_id": "abc", "generation": 1, "peers": peers}))
+
+
+@pytest.mark.parametrize("moment", ["yesterday", "2026-11-22T00:00:00"], ids=["no time", "no zone"])
+def test_control_refuses_a_start_without_zone(moment: str) -> None:
+    with pytest.raises(DocumentError, match="started_at must be an ISO 8601 time with its zone"):
+        Control.parse(json.dumps({"job_id": "abc", "started_at": moment, "task_token": "t"}))

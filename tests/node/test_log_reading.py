@@ -1,8 +1,11 @@
 """What the agent makes of a trainer's end, as people will read it."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from holdfast_node.agent import exit_cause, first_step_ms, one_line
+from holdfast_node.log_reading import exit_cause, first_step_ms, one_line, read_head, read_tail
 
 LOG = """\
 {"event":"first_step","time":1700000000.25}
@@ -34,8 +37,28 @@ def test_cause_is_one_printable_line_of_bounded_length() -> None:
 
 @pytest.mark.parametrize(
     ("log", "expected"),
-    [(LOG, 1700000000250), ("", None), ('{"event":"first_step","time":"soon"}', None), ('{"first_step"', None)],
-    ids=["an event", "none", "no number", "no JSON"],
+    [
+        (LOG, 1700000000250),
+        ("", None),
+        ('{"event":"first_step","time":"soon"}', None),
+        ('{"event":"first_step","time":1e999}', None),
+        ('{"first_step"', None),
+        ('{"first_step":' + "[" * 100_000, None),
+        ('{"note":"my first_step","first_step":1}\n' + LOG, 1700000000250),
+    ],
+    ids=["an event", "none", "no number", "no finite number", "no JSON", "deep nesting", "a look-alike before it"],
 )
 def test_first_step_is_read_from_the_trainer_s_events(log: str, expected: int | None) -> None:
     assert first_step_ms(log) == expected
+
+
+def test_only_a_bounded_part_of_a_log_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "trainer.log"
+    with log.open("wb") as file:
+        file.write(b"first\n")
+        file.truncate(1 << 30)  # sparse: as long as a runaway script's log
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nlast\n")
+    assert len(read_head(log)) == 4 << 20
+    assert read_tail(log).endswith("\nlast\n")
+    assert read_head(tmp_path / "none") == read_tail(tmp_path / "none") == ""

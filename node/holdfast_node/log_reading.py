@@ -1,0 +1,62 @@
+"""What the agent reads out of its services' logs. User code writes some of them: nothing in them is trusted."""
+
+import json
+from pathlib import Path
+
+_MAX_CAUSE = 300
+_MAX_HEAD_BYTES = 4 << 20
+_MAX_TAIL_BYTES = 64 << 10
+_MAX_TIME = 1 << 40  # seconds; beyond it no time stamp is honest
+
+
+def first_step_ms(trainer_log: str) -> int | None:
+    """Return when the trainer says its first training step began (milliseconds since the epoch), or None.
+
+    The log is user code's: a line that only looks like the event is passed over.
+    """
+    for line in trainer_log.splitlines():
+        if line.startswith("{") and '"first_step"' in line:
+            try:
+                event = json.loads(line)
+                if event["event"] == "first_step" and 0 < event["time"] < _MAX_TIME:
+                    return int(event["time"] * 1000)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+    return None
+
+
+def exit_cause(status: int, trainer_log: str) -> str:
+    """Return one line that says why a trainer ended: its signal, or its status and its log's last line."""
+    if status < 0:
+        return f"the trainer was killed by signal {-status}"
+    return one_line(f"the trainer exited with status {status}: {last_line(trainer_log)}")
+
+
+def last_line(log: str) -> str:
+    """Return the last line of a log that is no event, or "its log is empty"."""
+    lines = (line.strip() for line in reversed(log.splitlines()))
+    return next((line for line in lines if line and not line.startswith("{")), "its log is empty")
+
+
+def one_line(text: str) -> str:
+    """Return `text` as one printable line of at most 300 characters: logs of user code reach people's terminals."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:_MAX_CAUSE]
+
+
+def read_head(path: Path) -> str:
+    """Return the start of a log, at most 4 MiB of it; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_HEAD_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def read_tail(path: Path) -> str:
+    """Return the end of a log, at most 64 KiB of it; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _MAX_TAIL_BYTES))
+            return file.read(_MAX_TAIL_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
