@@ -5,16 +5,15 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup tools demo test lint lock clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-setup: .build/tools .venv/.ready .venv-node/.ready .venv-aws/.ready node_modules/.ready ## Install everything into this directory
+setup: tools .venv/.ready .venv-node/.ready .venv-aws/.ready node_modules/.ready ## Install everything into this directory
 
-.build/tools: local/system-packages.sh
+tools:
 	@bash local/system-packages.sh "$(PYTHON)"
-	@mkdir -p .build && touch $@
 
 .venv/.ready: requirements.txt pyproject.toml
 	@echo "==> kit, CLI and test tools into .venv"
