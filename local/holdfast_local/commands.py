@@ -2,11 +2,9 @@
 
 import json
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import TypeVar
 
 import click
@@ -36,12 +34,7 @@ def local() -> None:
     holdfast --local submit examples/digits --entry train.py --wait
     holdfast local down                     leave nothing
     """
-    # A terminated command must tear down like an interrupted one.
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    session.interrupt_once()
 
 
 def progress(text: str) -> None:
@@ -93,7 +86,10 @@ def status(output: str) -> None:
 @local.command()
 def env() -> None:
     """Print shell exports that point AWS tools here: eval "$(holdfast local env)"."""
-    for name, value in sorted(_run(session.environment).items()):
+    variables = _run(session.environment)
+    # A profile or token of a real account does not go with the embedded AWS's credentials.
+    click.echo("unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+    for name, value in sorted(variables.items()):
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
@@ -111,8 +107,17 @@ def _run(action: Callable[[], T]) -> T:
     try:
         return action()
     except KeyboardInterrupt:
-        click.echo("interrupted; nothing was left running", err=True)
+        click.echo(f"interrupted; {_what_is_left()}", err=True)
         sys.exit(130)
     except (HoldfastError, LocalError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+
+
+def _what_is_left() -> str:
+    left = session.leftovers()
+    if not left:
+        return "nothing was left running"
+    if session.is_running(session.state_dir()):
+        return "the local cluster runs; end it with `holdfast local down`"
+    return f"this was left: {'; '.join(left)}; remove it with `holdfast local down`"

@@ -1,17 +1,25 @@
 """The main job on one machine: deploy, train, verify, report, tear down. It succeeds only if all of it is true."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import textwrap
+import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import boto3
+import botocore.session
 import click
+from botocore.config import Config
 
 from holdfast_local import session
 from holdfast_local.errors import LocalError
@@ -20,7 +28,8 @@ from holdfast_node.contract.roles import DIALS, Role
 
 WORKERS, SERVERS = 2, 2
 MINIMUM_ACCURACY = 0.95
-COMMAND_SECONDS = 480
+JOB_LIMIT = "5m"
+COMMAND_SECONDS = 480.0
 
 
 @dataclass
@@ -63,16 +72,15 @@ def run_demo(*, isolation: str, keep: bool, progress: Progress) -> int:
     report = Report()
     started = time.monotonic()
     session.up(isolation=isolation, settings="local", progress=progress)
+    left = ""
     try:
         _describe_deployment(report)
         with TemporaryDirectory(prefix="holdfast-demo-") as scratch:
             _train_and_verify(report, Path(scratch), progress)
     finally:
         if not keep:
-            progress("tearing down")
-            session.down()
+            left = _tear_down(progress)
     if not keep:
-        left = session.leftovers()
         report.claim("nothing is left: no process, mount, network link or file", not left)
     report.say("seconds in all", round(time.monotonic() - started))
     report.show()
@@ -80,16 +88,39 @@ def run_demo(*, isolation: str, keep: bool, progress: Progress) -> int:
     return 0 if report.passed else 1
 
 
-def _describe_deployment(report: Report) -> None:
-    environment, hosts = session.environment(), session.hosts()
-    client = boto3.client(
+def _tear_down(progress: Progress) -> str:
+    """End the cluster and return what is left of it, in words; why the demo failed stays what is raised."""
+    with session.undisturbed():
+        progress("tearing down")
+        try:
+            session.down()
+            left = "; ".join(session.leftovers())
+        except LocalError as error:
+            left = str(error)
+        if left:
+            progress(left)
+    return left
+
+
+def _cloudformation(environment: Mapping[str, str]) -> Any:
+    """Return a client of the embedded AWS that no profile, file, token or proxy of the user's has a say in."""
+    variables: dict[str, Any] = {
+        name: (None, [], None, None) for name in ("profile", "config_file", "credentials_file")
+    }
+    return boto3.Session(botocore_session=botocore.session.Session(session_vars=variables)).client(
         "cloudformation",
         endpoint_url=environment["AWS_ENDPOINT_URL"],
         verify=environment["AWS_CA_BUNDLE"],
         region_name=environment["AWS_REGION"],
         aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        config=Config(proxies={}, connect_timeout=5, read_timeout=60),
     )
+
+
+def _describe_deployment(report: Report) -> None:
+    environment, hosts = session.environment(), session.hosts()
+    client = _cloudformation(environment)
     stacks = [s for s in client.describe_stacks()["Stacks"] if s["StackName"].startswith("Holdfast-")]
     resources = [
         resource["ResourceType"]
@@ -109,7 +140,7 @@ def _describe_deployment(report: Report) -> None:
 
 def _train_and_verify(report: Report, scratch: Path, progress: Progress) -> None:
     root = session.checkout()
-    submit = ["submit", str(root / "examples/digits"), "--entry", "train.py", "--wait"]
+    submit = ["submit", str(root / "examples/digits"), "--entry", "train.py", "--timeout", JOB_LIMIT, "--wait"]
     job = _holdfast(*submit, "--workers", str(WORKERS), "--servers", str(SERVERS))["job_id"]
     progress(f"job {job} has succeeded")
     _describe_job(report, _holdfast("status", job))
@@ -172,22 +203,44 @@ def _flipped_byte_is_refused(report: Report, model: Path) -> bool:
 def _holdfast(*arguments: str) -> Any:
     """Run the operator's real command line against the local cluster; return what it prints as JSON."""
     command = [str(session.checkout() / ".venv/bin/holdfast"), "--local", "--output", "json", *arguments]
-    # Progress of the command goes to our stderr as it comes; its answer is on stdout.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        errors = []
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+    )
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        _kill(process)
+
+    assert process.stdout is not None and process.stderr is not None
+    timer = threading.Timer(COMMAND_SECONDS, give_up)
+    timer.start()
+    # Both pipes are read as they fill: a child that waits for one would not close the other.
+    with process.stdout, process.stderr, ThreadPoolExecutor(1) as pool:
         try:
+            answer = pool.submit(process.stdout.read)
+            errors = []
             for line in process.stderr:
                 errors.append(line.rstrip())
                 if not line.startswith(("error", "{")):
                     click.echo(f"          {line.rstrip()}", err=True)
-            output, _ = process.communicate(timeout=COMMAND_SECONDS)
-        except BaseException:
-            process.kill()
-            raise
+            output = answer.result()
+            process.wait()
+        finally:
+            timer.cancel()
+            _kill(process)
+            process.wait()
+    if late.is_set():
+        raise LocalError(f"`holdfast {arguments[0]}` must end within {COMMAND_SECONDS:.0f} s and did not")
     if process.returncode:
         raise LocalError(_error_text(errors, output) or f"holdfast {arguments[0]} ended with {process.returncode}")
     return json.loads(output)
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    """Kill a command that leads a session, with everything it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _error_text(errors: list[str], output: str) -> str:

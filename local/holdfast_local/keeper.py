@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from holdfast_local.emulator.process import Emulator
-from holdfast_local.session import EMULATOR_PORT, checkout
+from holdfast_local.errors import LocalError
+from holdfast_local.session import EMULATOR_PORT, ENDING_SIGNALS, checkout
 from holdfast_node.contract.errors import HoldfastError
 
 REGION = "us-east-1"
@@ -25,30 +27,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Own a running local cluster.")
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--isolation", default="auto")
+    parser.add_argument("--port", type=int, default=EMULATOR_PORT)
     arguments = parser.parse_args()
     os.umask(0o077)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING_SIGNALS:
         signal.signal(number, lambda *_: stop.set())
-    root = checkout()
     try:
-        emulator = Emulator(arguments.state_dir, root / ".venv-aws/bin/python", port=EMULATOR_PORT, region=REGION)
-        emulator.start()
+        _hold(arguments.state_dir, arguments.isolation, arguments.port, stop)
     except HoldfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        traceback.print_exc()  # for the log; who waits for the keeper shows the line below
+        print(f"error: the keeper failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _hold(state: Path, isolation: str, port: int, stop: threading.Event) -> None:
+    root = checkout()
+    emulator = Emulator(state, root / ".venv-aws/bin/python", port=port, region=REGION)
+    emulator.start()
     hosts = None
     try:
-        _write_private(arguments.state_dir / "environment.json", json.dumps(emulator.environment()))
+        _write_private(state / "environment.json", json.dumps(emulator.environment()))
         hosts = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
                 "holdfast_local.hosts.hypervisor",
                 "--state-dir",
-                str(arguments.state_dir),
+                str(state),
                 "--isolation",
-                arguments.isolation,
+                isolation,
                 "--node-python",
                 str(root / ".venv-node/bin/python"),
             ],
@@ -57,8 +69,9 @@ def main() -> int:
         )
         while not stop.wait(0.2):
             if hosts.poll() is not None:
-                print(f"error: the hosts' process ended with status {hosts.returncode}", file=sys.stderr)
-                return 1
+                raise LocalError(f"the hosts' process ended with status {hosts.returncode}")
+            if emulator.pid is None:
+                raise LocalError(f"the embedded AWS ended; the last lines of {emulator.log} may say why")
     finally:
         if hosts and hosts.poll() is None:
             hosts.terminate()
@@ -67,7 +80,6 @@ def main() -> int:
             except subprocess.TimeoutExpired:
                 hosts.kill()
         emulator.stop()
-    return 0
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -12,20 +12,28 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from holdfast_local import traces
 from holdfast_local.emulator.errors import DeployError
+from holdfast_local.emulator.process import without_aws, without_proxies
 from holdfast_local.errors import LocalError
-from holdfast_local.hosts import purge
+from holdfast_local.hosts import HostsError, purge
+from holdfast_local.mark import mark
+from holdfast_node.contract.errors import HoldfastError
 
 Progress = Callable[[str], None]
 
 EMULATOR_PORT = 4566
 START_SECONDS = 60
-STOP_SECONDS = 20
+KEEPER = "holdfast_local.keeper"
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def checkout() -> Path:
@@ -43,9 +51,9 @@ def checkout() -> Path:
 def state_dir() -> Path:
     """Return where the local cluster keeps its files: HOLDFAST_STATE_DIR, else below XDG_STATE_HOME."""
     if configured := os.environ.get("HOLDFAST_STATE_DIR"):
-        return Path(configured).absolute()
+        return Path(configured).resolve()
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(base) / "holdfast/local"
+    return Path(base).resolve() / "holdfast/local"
 
 
 def environment(state: Path | None = None) -> dict[str, str]:
@@ -77,9 +85,10 @@ def hosts(state: Path | None = None) -> dict[str, Any]:
 def is_running(state: Path) -> bool:
     """Return whether a cluster holds the state directory's lock."""
     try:
-        with _lock_path(state).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+        with _lock_path(state).open() as lock:
+            # Shared, so that two who ask are not in each other's way.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except BlockingIOError:
         return True
@@ -90,7 +99,8 @@ def up(*, isolation: str, settings: str, progress: Progress, state: Path | None 
     """Start the embedded AWS and the hosts, bootstrap and deploy the kit. On any failure nothing is left.
 
     Raises:
-        LocalError: another cluster is running, the port is taken, a tool is missing, or the deploy failed.
+        LocalError: another cluster is running, the state directory is not a cluster's, the port is taken, a tool is
+            missing, or the deploy failed.
     """
     state = state or state_dir()
     root = checkout()
@@ -103,17 +113,16 @@ def up(*, isolation: str, settings: str, progress: Progress, state: Path | None 
 
             bootstrap_and_deploy(
                 root,
-                _environment(state),
+                _environment(state) | mark(state),
                 settings,
                 outputs_file=state / "outputs.json",
                 on_progress=progress,
             )
-        except DeployError as error:
-            kept = _keep_logs(state)
-            _end(state)
-            raise LocalError(f"{error}\nlogs: {kept}") from None
+        except (HoldfastError, OSError) as error:
+            kept = _keep_logs(state) if isinstance(error, DeployError) else ""
+            raise LocalError(f"{error}{kept}{_end_after_failure(state)}") from None
         except BaseException:
-            _end(state)
+            _end_after_failure(state)
             raise
 
 
@@ -121,10 +130,11 @@ def down(state: Path | None = None) -> bool:
     """End the local cluster and remove its files; return whether there was one.
 
     Raises:
-        LocalError: something is left.
+        LocalError: the state directory is not a cluster's, or something is left.
     """
     state = state or state_dir()
-    if not state.exists():
+    traces.require_own(state)
+    if not (state / traces.MARKER).exists() and not traces.processes(state):
         return False
     _end(state)
     return True
@@ -133,20 +143,51 @@ def down(state: Path | None = None) -> bool:
 def leftovers(state: Path | None = None) -> list[str]:
     """Return what is left of a cluster on this machine: processes, mounts, files, network links; none after `down`."""
     state = state or state_dir()
-    found = [f"directory {state}"] if state.exists() else []
-    found += [f"process {pid}: {command}" for pid, command in _processes(state)]
-    mounts = Path("/proc/self/mounts").read_text().splitlines()
-    found += [f"mount {line.split()[1]}" for line in mounts if str(state) in line]
+    found = [f"directory {state}"] if state.exists() and not traces.is_foreign(state) else []
+    found += [f"process {pid}: {command}" for pid, command in traces.processes(state).items()]
+    # proc(5), mounts: a space in a path is written \\040.
+    points = [line.split()[1].replace(r"\040", " ") for line in Path("/proc/self/mounts").read_text().splitlines()]
+    found += [f"mount {point}" for point in points if Path(point).is_relative_to(state)]
     links = Path("/sys/class/net")
     found += [f"network link {link.name}" for link in links.iterdir() if link.name.startswith("hf-")]
     return found
 
 
+def interrupt_once() -> None:
+    """Have the first signal that ends a command raise KeyboardInterrupt, and no other: the teardown runs to its end."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in ENDING_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup(1) goes on being obeyed
+            signal.signal(number, interrupt)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore the signals that end a command, so that none of them leaves half of a cluster."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's, and so are its handlers
+        return
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in ENDING_SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def _locked(state: Path) -> Iterator[int]:
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    state.chmod(0o700)
-    descriptor = os.open(_lock_path(state), os.O_RDWR | os.O_CREAT, 0o600)
+    traces.claim(state)
+    ending = LocalError("another local cluster is just ending; try again")
+    try:
+        descriptor = os.open(_lock_path(state), os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        raise ending from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +201,7 @@ def _locked(state: Path) -> Iterator[int]:
                 "or wait until its demo has ended"
             ) from None
         if not same:
-            raise LocalError("another local cluster is just ending; try again")
+            raise ending
         yield descriptor
     finally:
         os.close(descriptor)  # the keeper, if it lives, still holds the same lock
@@ -170,95 +211,87 @@ def _lock_path(state: Path) -> Path:
     return state / "lock"
 
 
-def _start_keeper(state: Path, lock: int, isolation: str) -> None:
+def _start_keeper(state: Path, lock: int, isolation: str, port: int = EMULATOR_PORT) -> "subprocess.Popen[bytes]":
+    traces.require_own(state)
+    # The lock was free: what runs has lost its keeper.
+    traces.terminate(traces.processes(state))
     purge(state)
-    for leftover in state.iterdir():
-        if leftover.name != "lock":
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    traces.clear(state, keep=["lock"])
     log = state / "keeper.log"
+    argv = [sys.executable, "-m", KEEPER, "--state-dir", str(state), "--isolation", isolation, "--port", str(port)]
     with log.open("ab") as output:
         keeper = subprocess.Popen(
-            [sys.executable, "-m", "holdfast_local.keeper", "--state-dir", str(state), "--isolation", isolation],
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
             pass_fds=(lock,),
             cwd=checkout(),
+            env=_keeper_environment(state),
         )
-    (state / "keeper.pid").write_text(str(keeper.pid))
     deadline = time.monotonic() + START_SECONDS
     while not ((state / "environment.json").exists() and (state / "hosts.json").exists()):
         if keeper.poll() is not None or time.monotonic() > deadline:
             raise LocalError(_last_error(log.read_text(errors="replace")))
         time.sleep(0.05)
+    return keeper
 
 
-def _keep_logs(state: Path) -> Path:
-    """Copy the logs of a start that failed to a directory beside the state directory, which is about to go."""
+def _keeper_environment(state: Path) -> dict[str, str]:
+    """Return an environment without the user's AWS settings and proxies: all that the keeper talks to is here."""
+    # Without these, the AWS clients would read the user's files, wherever HOME has them.
+    files = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    return without_proxies(without_aws(os.environ)) | files | mark(state)
+
+
+def _keep_logs(state: Path) -> str:
+    """Copy the logs of a start that failed to beside the state directory, which is about to go; return where, as text.
+
+    The directory of the last failure is replaced; one of that name that is not ours is left alone.
+    """
     kept = state.with_name(f"{state.name}-failed-start")
-    shutil.rmtree(kept, ignore_errors=True)
-    for log in state.rglob("*.log"):
-        target = kept / log.relative_to(state)
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        shutil.copyfile(log, target)
-    return kept
+    try:
+        if traces.is_foreign(kept):
+            kept = Path(tempfile.mkdtemp(prefix=f"{kept.name}-", dir=kept.parent))
+        traces.claim(kept)
+        traces.clear(kept)
+        for log in state.rglob("*.log"):
+            target = kept / log.relative_to(state)
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            shutil.copyfile(log, target)
+    except OSError as error:
+        return f"\nlogs: could not be kept in {kept}: {error.strerror}"
+    return f"\nlogs: {kept}"
 
 
 def _last_error(log: str) -> str:
     """Return the first error that the keeper or one of its children gave; later ones follow from it."""
-    errors = [line.removeprefix("error: ") for line in log.splitlines() if line.startswith("error: ")]
-    return errors[0] if errors else f"the local cluster did not start; its log ends with: {log[-500:].strip()}"
+    lines = log.strip().splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[0] if errors else f"the local cluster did not start; its log ends with: {lines[-1] if lines else ''}"
+
+
+def _end_after_failure(state: Path) -> str:
+    """End what a failed start has begun; return what to add to its error, which says more than what is left does."""
+    try:
+        _end(state)
+    except LocalError as left:
+        return f"\n{left}"
+    return ""
 
 
 def _end(state: Path) -> None:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        pid = int((state / "keeper.pid").read_text())
-        if _command(pid).find("holdfast_local.keeper") >= 0:
-            _terminate(pid)
-    for pid, _ in _processes(state):
-        _terminate(pid)
-    purge(state)
-    shutil.rmtree(state, ignore_errors=True)
-    if left := leftovers(state):
-        raise LocalError("the local cluster left something behind: " + "; ".join(left))
-
-
-def _terminate(pid: int) -> None:
-    for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5)):
-        deadline = time.monotonic() + seconds
+    with undisturbed():
+        traces.require_own(state)
+        # The keeper first: it ends the others in order. Then whoever has lost it.
+        traces.terminate([pid for pid, command in traces.processes(state).items() if KEEPER in command])
+        traces.terminate(traces.processes(state))
+        trouble = []
         try:
-            os.kill(pid, number)
-            while time.monotonic() < deadline and _alive(pid):
-                time.sleep(0.05)
-        except ProcessLookupError:
-            return
-        if not _alive(pid):
-            return
-
-
-def _alive(pid: int) -> bool:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def _processes(state: Path) -> list[tuple[int, str]]:
-    """Return this user's processes that were started for a state directory: it is in their arguments."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            command = _command(int(entry.name))
-            if f"{state}/" in f"{command}/" and "holdfast_local" in command and _alive(int(entry.name)):
-                found.append((int(entry.name), command))
-    return found
+            purge(state)
+        except (HostsError, OSError, subprocess.SubprocessError) as error:
+            trouble = [str(error)]
+        traces.remove(state)
+        if left := leftovers(state):
+            raise LocalError("the local cluster left something behind: " + "; ".join([*left, *trouble]))

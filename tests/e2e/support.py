@@ -6,7 +6,11 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
+
+from holdfast_local.hosts import IsolationError, detect
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDFAST = ROOT / ".venv/bin/holdfast"
@@ -41,3 +45,18 @@ def run_holdfast(state: Path, *arguments: str, seconds: float = SECONDS) -> Outc
         check=False,
     )
     return Outcome(process.returncode, process.stdout, process.stderr)
+
+
+def skip(reason: str) -> NoReturn:
+    """Skip a test that this machine cannot run; with CI=true that is a failure, so that nothing goes unnoticed."""
+    if os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(f"{reason}; CI must be able to run every test", pytrace=False)
+    pytest.skip(reason)
+
+
+def require_isolation(isolation: str) -> None:
+    """Skip where hosts cannot be kept apart in this way."""
+    try:
+        detect(isolation)
+    except IsolationError as error:
+        skip(str(error))

@@ -4,10 +4,11 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from tests.e2e.support import HOLDFAST, ROOT, run_holdfast
+from tests.e2e.support import HOLDFAST, ROOT, require_isolation, run_holdfast
 
 from holdfast_local.session import leftovers
 
@@ -26,6 +27,7 @@ CLAIMS = (
 
 @pytest.mark.parametrize("isolation", ["root", "userns", "loopback"])
 def test_demo_proves_every_claim_and_leaves_nothing(isolation: str, tmp_path: Path) -> None:
+    require_isolation(isolation)
     demo = run_holdfast(tmp_path / "state", "local", "demo", "--isolation", isolation)
     assert demo.status == 0, demo.output + demo.errors
     for claim in CLAIMS:
@@ -34,10 +36,12 @@ def test_demo_proves_every_claim_and_leaves_nothing(isolation: str, tmp_path: Pa
     assert leftovers(tmp_path / "state") == []
 
 
-def test_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_demo_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    state = tmp_path / "state"
     with subprocess.Popen(
         [str(HOLDFAST), "local", "demo"],
-        env={**os.environ, "HOLDFAST_STATE_DIR": str(tmp_path / "state")},
+        env={**os.environ, "HOLDFAST_STATE_DIR": str(state)},
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -48,14 +52,18 @@ def test_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
         for line in demo.stderr:
             if "embedded AWS is up" in line:
                 break
-        second = run_holdfast(tmp_path / "state", "local", "demo", seconds=60)
-        os.killpg(demo.pid, signal.SIGINT)
+        second = run_holdfast(state, "local", "demo", seconds=60)
+        for _ in range(10):  # impatience does not break the teardown
+            os.killpg(demo.pid, number)
+            time.sleep(0.05)
         rest = demo.stderr.read()
+    left = leftovers(state)
+    run_holdfast(state, "local", "down", seconds=60)  # whatever was found, the next test starts from nothing
     assert demo.returncode == 130
     assert "interrupted; nothing was left running" in rest
     assert second.status == 1
     assert "error: a local cluster is already running in" in second.errors
-    assert leftovers(tmp_path / "state") == []
+    assert left == []
 
 
 def test_taken_port_is_named_and_nothing_is_left(tmp_path: Path) -> None:
@@ -66,6 +74,17 @@ def test_taken_port_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     assert "4566" in demo.errors
     assert "Traceback" not in demo.errors
     assert leftovers(tmp_path / "state") == []
+
+
+def test_directory_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    for command in ("up", "down", "demo"):
+        outcome = run_holdfast(tmp_path, "local", command, seconds=60)
+        assert outcome.status == 1
+        assert outcome.errors.startswith(
+            f"error: the state directory must be new, empty or made by `holdfast local up`, got {tmp_path}"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_nothing_running_is_said_plainly(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
-from tests.e2e.support import Holdfast
+from tests.e2e.support import Holdfast, skip
 
 from holdfast_local import session
+from holdfast_local.hosts import exec_in_host
 from holdfast_node.contract.layout import UIDS, User
+from holdfast_node.contract.roles import DEFAULT_PORTS, Role
 
 pytestmark = pytest.mark.e2e
 
@@ -24,7 +27,7 @@ def script(tmp_path: Path) -> Path:
 
 
 PROBE = """
-import json, os, socket, urllib.request
+import json, os, socket, time, urllib.request
 import mxnet as mx
 
 def attempt(action):
@@ -42,7 +45,6 @@ outcome = {
     "uid": os.getuid(),
     "metadata": attempt(lambda: ask("http://169.254.169.254/latest/api/token", "PUT")),
     "aws": attempt(lambda: socket.create_connection(("127.0.0.1", 4566), timeout=3)),
-    "a peer's real address": attempt(lambda: socket.create_connection(("10.77.0.4", 9092), timeout=3)),
     "the node's private key": attempt(lambda: open("/var/lib/holdfast/tls/key.pem").read()),
     "the agent's files": attempt(lambda: os.listdir("/var/lib/holdfast/agent")),
     "its own code": attempt(lambda: open(__file__, "a")),
@@ -50,8 +52,22 @@ outcome = {
     "root": attempt(lambda: os.setuid(0)),
 }
 print("PROBE " + json.dumps(outcome), flush=True)
+# The job goes on until the test has dialled its nodes.
+deadline = time.monotonic() + 120
+while not os.path.exists("/tmp/dialled") and time.monotonic() < deadline:
+    time.sleep(0.1)
 raise SystemExit("probed")
 """
+
+DIAL = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3).close()
+    print("connected")
+except OSError as error:
+    print("refused: " + type(error).__name__)
+"""
+NODE_PYTHON = "/opt/holdfast/venv/bin/python"
 
 
 def capacities(state: Path) -> list[int]:
@@ -105,15 +121,48 @@ def test_more_workers_than_the_settings_allow_are_refused(cluster: Holdfast, scr
 def test_script_has_no_credentials_no_metadata_and_no_network_but_the_overlay(
     cluster: Holdfast, script: Path, state: Path
 ) -> None:
-    assert session.hosts(state)["mode"] == "root", "this claim is for hosts with users of their own"
+    require_separate_users(state)
     (script / "train.py").write_text(PROBE)
-    cluster("submit", str(script), "--entry", "train.py", "--workers", "1", "--servers", "1", "--wait")
-    logs = cluster("logs", "--role", "worker")
-    line = next(line for line in logs.output.splitlines() if "PROBE " in line)
-    outcome = json.loads(line.split("PROBE ", 1)[1])
+    submitted = cluster(
+        "submit", str(script), "--entry", "train.py", "--workers", "1", "--servers", "1", "--output", "json"
+    )
+    assert submitted.status == 0, submitted.errors
+    outcome = probed(cluster)
+    nodes = {host["role"]: host for host in session.hosts(state)["hosts"]}
+    worker, server = nodes["worker"]["instance_id"], nodes["server"]["address"]
+    dialled = {user: dial(state, worker, server, user) for user in (User.TUNNEL, User.TRAINER)}
+    exec_in_host(state, worker, ["touch", "/tmp/dialled"], user=User.TRAINER)
+    assert cluster("status", submitted.json["job_id"], "--wait").status == 3
     assert outcome.pop("uid") == UIDS[User.TRAINER]
     assert outcome.pop("credentials") == []
     assert {name: text for name, text in outcome.items() if not text.startswith("refused: ")} == {}
+    # The same dial to the same listener, by who may and by who may not.
+    assert dialled[User.TUNNEL] == "connected"
+    assert dialled[User.TRAINER].startswith("refused: ")
+
+
+def require_separate_users(state: Path) -> None:
+    found = session.hosts(state)
+    if not found["separate_users"]:
+        skip(f"the users of this machine's hosts ({found['mode']}) share one id; run it as root, or install uidmap")
+
+
+def probed(cluster: Holdfast) -> dict[str, Any]:
+    """What the script of the running job says of itself."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for line in cluster("logs", "--role", "worker").output.splitlines():
+            if "PROBE " in line:
+                return dict(json.loads(line.split("PROBE ", 1)[1]))
+    raise AssertionError("the script has not probed within 90 s")
+
+
+def dial(state: Path, worker: str, server: str, user: User) -> str:
+    """How a dial from a worker's host to a server's real address ends for one of the host's users."""
+    argv = [NODE_PYTHON, "-c", DIAL, server, str(DEFAULT_PORTS[Role.SERVER])]
+    done = exec_in_host(state, worker, argv, user=user)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def test_checkpoints_reach_the_shared_directory_whole(cluster: Holdfast, state: Path) -> None:

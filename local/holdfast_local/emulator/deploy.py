@@ -121,7 +121,8 @@ def _follow(process: subprocess.Popen[str], log: Path, on_progress: Progress) ->
 
 
 def _environment(root: Path, env: Mapping[str, str], work: Path) -> dict[str, str]:
-    # No AWS or CDK setting of the user's own: a mistake here must never reach a real account.
+    # No AWS or CDK setting of the user's own: a mistake here must never reach a real account. Proxies stay, because
+    # packing a function may need them for pip; `env` exempts the emulator from them.
     inherited = without_aws(os.environ)
     return {
         **inherited,

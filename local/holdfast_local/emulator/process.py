@@ -16,6 +16,7 @@ from pathlib import Path
 
 from holdfast_local.emulator.certificates import make_certificates, write_private
 from holdfast_local.emulator.errors import EmulatorError, last_lines
+from holdfast_local.mark import own_mark
 
 ADDRESS = "127.0.0.1"
 ACCOUNT = "000000000000"
@@ -24,6 +25,7 @@ START_LIMIT_SECONDS = 60.0
 STOP_LIMIT_SECONDS = 5.0
 #: This file is <root>/local/holdfast_local/emulator/process.py.
 _SOURCE_ROOTS = tuple(str(Path(__file__).parents[3] / name) for name in ("local", "node"))
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _CERTIFIED_NAMES = ("localhost", "*.localhost", ADDRESS)
 
 
@@ -128,6 +130,7 @@ class Emulator:
             "CDK_DEFAULT_ACCOUNT": ACCOUNT,
             "CDK_DEFAULT_REGION": self.region,
             "CDK_DISABLE_CLI_TELEMETRY": "true",
+            **_unproxied(os.environ),
         }
         write_private(self.state_dir / "client.json", json.dumps(variables).encode())
 
@@ -151,6 +154,7 @@ class Emulator:
     def _server_settings(self, listener: socket.socket) -> dict[str, str]:
         """Return the server's own variables; nothing else of this process's environment reaches it."""
         return {
+            **own_mark(),
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
             "HOME": str(self.state_dir / "home"),
@@ -213,6 +217,18 @@ def client_environment(state_dir: Path) -> dict[str, str]:
 def without_aws(environment: Mapping[str, str]) -> dict[str, str]:
     """Return `environment` without any AWS setting, so that no real account can be reached by mistake."""
     return {name: value for name, value in environment.items() if not name.startswith(("AWS_", "CDK_"))}
+
+
+def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` without proxies, for a process that talks to this machine only."""
+    return {name: value for name, value in environment.items() if name.lower() not in _PROXIES}
+
+
+def _unproxied(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which clients reach the emulator without a proxy, beside what they reach so already."""
+    known = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    value = ",".join(dict.fromkeys([*filter(None, known.split(",")), ADDRESS, "localhost"]))
+    return {"NO_PROXY": value, "no_proxy": value}
 
 
 def _listen(port: int) -> socket.socket:

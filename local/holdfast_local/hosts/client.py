@@ -1,5 +1,6 @@
 """Looks at running hosts from outside: their state, commands inside them, connections between them."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 from holdfast_local.hosts.errors import HostNotFoundError, HostsError
 from holdfast_local.hosts.isolation import Mode, user_namespace_argv
 from holdfast_local.hosts.rootfs import CAPABILITIES, PATH
-from holdfast_local.hosts.state import STATE_FILE
+from holdfast_local.hosts.state import LOCK_FILE, STATE_FILE
 from holdfast_node.contract.layout import UIDS, User
 
 _ESTABLISHED = "01"  # include/net/tcp_states.h
@@ -36,7 +37,7 @@ def status(state_dir: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads((state_dir / STATE_FILE).read_bytes())
     except FileNotFoundError:
         return None
-    return state if Path(f"/proc/{state['pid']}").exists() else None
+    return state if _runs(state_dir) else None
 
 
 def exec_in_host(
@@ -96,9 +97,11 @@ def purge(state_dir: Path) -> None:
     Raises:
         HostsError: a hypervisor is running there, or something cannot be removed.
     """
-    if state := status(state_dir):
-        raise HostsError(f"a hypervisor (process {state['pid']}) runs in {state_dir}; end it first")
-    targets = [state_dir / name for name in ("hosts", "efs", "overlay", STATE_FILE, "hypervisor.lock")]
+    if _runs(state_dir):
+        state = status(state_dir)
+        process = f"process {state['pid']}" if state else "just starting"
+        raise HostsError(f"a hypervisor ({process}) runs in {state_dir}; end it first")
+    targets = [state_dir / name for name in ("hosts", "efs", "overlay", STATE_FILE, LOCK_FILE)]
     present = [str(target) for target in targets if target.exists()]
     if not present:
         return
@@ -111,6 +114,19 @@ def purge(state_dir: Path) -> None:
         if result.returncode == 0:
             return
     raise HostsError(f"cannot remove {state_dir}'s hosts: {result.stderr.strip().splitlines()[-1]}")
+
+
+def _runs(state_dir: Path) -> bool:
+    """Return whether a hypervisor holds its lock; process ids are used again, a lock ends with its process."""
+    try:
+        with (state_dir / LOCK_FILE).open() as lock:
+            # Shared, so that two who ask are not in each other's way.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _find(state_dir: Path, instance_id: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,6 +16,7 @@ import holdfast_node
 from holdfast_local.hosts.cloud import Instance
 from holdfast_local.hosts.processes import children, kill_family, processes
 from holdfast_local.hosts.setup import HostSetup
+from holdfast_local.mark import own_mark
 from holdfast_node.contract.layout import NodePaths
 
 _DEATH_SECONDS = 3.0
@@ -59,6 +60,7 @@ class Host:
         self.disk.mkdir(parents=True, exist_ok=True)
         (self.directory / "setup.json").write_bytes(setup.to_json())
         environment = {
+            **own_mark(),
             "LANG": "C.UTF-8",
             "PATH": os.environ["PATH"],
             "PYTHONDONTWRITEBYTECODE": "1",

@@ -13,9 +13,11 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+from typing import IO
 from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -29,11 +31,12 @@ from holdfast_local.hosts.isolation import Isolation, Mode, detect, isolation, u
 from holdfast_local.hosts.namespaces import end_with_parent
 from holdfast_local.hosts.overlay import MAX_HOSTS, host_address
 from holdfast_local.hosts.rules import Member, SecurityGroup
-from holdfast_local.hosts.state import StateFile
+from holdfast_local.hosts.state import LOCK_FILE, StateFile
 from holdfast_node.contract.errors import HoldfastError
 
 POLL_SECONDS = 0.7
 _GROUPS_EVERY_SECONDS = 2.0
+_LOCK_SECONDS = 0.5
 
 
 class Hypervisor:
@@ -184,7 +187,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _serve(options, found, os.environ)
     except HoldfastError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        traceback.print_exc()  # for the log; who waits for the hypervisor shows the line below
+        print(f"error: the hosts' process failed: {type(error).__name__}: {error}", file=sys.stderr)
+    return 1
 
 
 def _serve(options: argparse.Namespace, found: Isolation, environment: Mapping[str, str]) -> int:
@@ -195,13 +201,9 @@ def _serve(options: argparse.Namespace, found: Isolation, environment: Mapping[s
         raise HostsError(f"--node-python must be a Python interpreter, got {options.node_python}; run make setup")
     state_dir = options.state_dir.resolve()
     state_dir.mkdir(parents=True, exist_ok=True)
-    with (state_dir / "hypervisor.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HostsError(
-                f"a hypervisor runs already in {state_dir}; end it first, or use another --state-dir"
-            ) from None
+    with (state_dir / LOCK_FILE).open("w") as lock:
+        if not _lock(lock):
+            raise HostsError(f"a hypervisor runs already in {state_dir}; end it first, or use another --state-dir")
         hypervisor = Hypervisor(
             state_dir=state_dir,
             isolation=found,
@@ -213,11 +215,24 @@ def _serve(options: argparse.Namespace, found: Isolation, environment: Mapping[s
         def on_signal(_number: int, _frame: FrameType | None) -> None:
             hypervisor.stop()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, on_signal)
         end_with_parent()
         hypervisor.run()
     return 0
+
+
+def _lock(file: IO[str]) -> bool:
+    """Return whether the lock could be taken; who only asks whether it is held has it for an instant."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from holdfast_local.hosts.errors import BootError
 from holdfast_local.hosts.manager import ServiceManager
 from holdfast_local.hosts.processes import kill_family
 from holdfast_local.hosts.setup import BUNDLE, CA_BUNDLE, HOST_CODE, VENV, HostSetup, make_directories
+from holdfast_local.mark import own_mark
 from holdfast_node.contract.documents import NodeConfig
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.layout import User
@@ -135,6 +136,7 @@ class Init:
 
     def _base_environment(self) -> dict[str, str]:
         return {
+            **own_mark(),
             "HOME": str(self._paths.root),  # not the user's own, where AWS profiles could be
             "LANG": "C.UTF-8",
             "PATH": os.environ["PATH"],

@@ -41,6 +41,13 @@ def children(pid: int) -> list[int]:
     return [process.pid for process in processes() if process.parent == pid]
 
 
+def family(pids: set[int]) -> set[int]:
+    """Return these processes, their descendants and the orphans of sessions that they lead."""
+    members = set(pids)
+    _grow(members, set(), [process for process in processes() if process.state != "Z"])
+    return members
+
+
 def kill_family(pid: int, *, spare: int | None = None) -> None:
     """Kill a process, its descendants and the orphans of their sessions, until none is left; `spare` lives on.
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import holdfast_local
 import holdfast_node
 from holdfast_local.hosts.setup import BUNDLE, CA_BUNDLE, HOST_CODE, SETUP_FILE, VENV, HostSetup
+from holdfast_local.mark import own_mark
 from holdfast_node.contract.layout import UIDS, NodePaths
 
 # <sys/mount.h>
@@ -80,8 +81,8 @@ def main() -> None:
     bounding = ",".join(f"+{name}" for name in CAPABILITIES)
     argv = ["setpriv", "--inh-caps=-all", f"--bounding-set=-all,{bounding}", "--", python]
     argv += ["-m", "holdfast_local.hosts.init", "--setup", f"/{SETUP_FILE}"]
-    environment = {"PATH": PATH, "LANG": "C.UTF-8", "PYTHONPATH": f"/{HOST_CODE}", "PYTHONNOUSERSITE": "1"}
-    os.execvpe("setpriv", argv, environment | {"PYTHONDONTWRITEBYTECODE": "1"})  # noqa: S606 - fixed arguments
+    environment = own_mark() | {"PATH": PATH, "LANG": "C.UTF-8", "PYTHONPATH": f"/{HOST_CODE}"}
+    os.execvpe("setpriv", argv, environment | {"PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"})  # noqa: S606 - fixed arguments
 
 
 def build(tree: Path, setup: HostSetup) -> None:

@@ -10,6 +10,8 @@ from holdfast_local.hosts.fabric import Drops
 from holdfast_local.hosts.isolation import Isolation
 
 STATE_FILE = "hosts.json"
+#: Held (flock) by the hypervisor as long as it runs.
+LOCK_FILE = "hypervisor.lock"
 
 
 class StateFile:
