@@ -1,10 +1,11 @@
 """What all of the deployment's stacks share."""
 
-from aws_cdk import Environment, RemovalPolicy, Stack
+from aws_cdk import Environment as Place
+from aws_cdk import RemovalPolicy, Stack
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from stacks.settings import Removal, Settings
+from stacks.settings import Environment, Removal, Settings
 
 
 class ClusterStack(Stack):
@@ -18,11 +19,12 @@ class ClusterStack(Stack):
         super().__init__(
             scope,
             f"Holdfast-{settings.cluster.name}-{part}",
-            env=Environment(region=settings.cluster.region),
+            env=Place(region=settings.cluster.region),
             description=f"Holdfast {settings.cluster.name}: {description}",
+            termination_protection=settings.cluster.environment is Environment.PROD,
         )
         destroy = settings.cluster.removal is Removal.DESTROY
-        self.data_removal = RemovalPolicy.DESTROY if destroy else RemovalPolicy.RETAIN
+        self.data_removal = RemovalPolicy.DESTROY if destroy else RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE
         self.log_retention = _retention(settings.cluster.log_retention_days)
 
 

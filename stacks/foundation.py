@@ -24,6 +24,7 @@ class FoundationStack(ClusterStack):
             log_retention=self.log_retention,
             access_log_retention=Duration.days(settings.cluster.log_retention_days),
             removal_policy=self.data_removal,
+            enrolment_concurrency=settings.limits.enrolment_concurrency,
             node_source=node_source,
             cache_directory=cache_directory,
         )

@@ -16,11 +16,18 @@ from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gp
 RESERVED_ADDRESSES = 5
 #: Four interface endpoints and one mount target in every subnet.
 FIXED_ADDRESSES = 5
+#: An hour less than node certificates live (holdfast.training.jobs, MAX_JOB_SECONDS).
+MAX_JOB_HOURS = 23
 PRIVATE_RANGES = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 #: What CloudWatch Logs accepts (CloudWatch Logs API, PutRetentionPolicy).
 LOG_RETENTION_DAYS = (
     *(1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545),
     *(731, 1096, 1827, 2192, 2557, 2922, 3288, 3653),
+)
+
+
+_RECORDED = (
+    "recorded on the file system as tags; applied by the retention function of a later release; not enforced yet"
 )
 
 
@@ -118,21 +125,36 @@ class Ports(_Section):
 
 
 class Checkpoints(_Section):
-    """How long a job's checkpoints are kept."""
+    """How long a job's checkpoints are to be kept.
 
-    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(default=3, description="how many of a job are kept")
-    max_age_days: Annotated[int, Field(ge=1, le=3650)] = Field(default=30, description="how many days one is kept")
+    Recorded on the file system as tags; applied by the retention function of a later release; not enforced yet.
+    """
+
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description=f"how many of a job are to be kept, {_RECORDED}"
+    )
+    max_age_days: Annotated[int, Field(ge=1, le=3650)] = Field(
+        default=30, description=f"how many days one is to be kept, {_RECORDED}"
+    )
 
 
 class Limits(_Section):
     """What no job may exceed."""
 
-    max_hours: Annotated[int, Field(ge=1, le=720)] = Field(default=4, description="the longest that a job may run")
+    max_hours: Annotated[int, Field(ge=1, le=MAX_JOB_HOURS)] = Field(
+        default=4,
+        description="the longest that a job may run; node certificates live 24 hours and are not renewed during a job",
+    )
     usd_per_job: Annotated[float, Field(ge=0, le=1_000_000)] | None = Field(
         default=None, description="the most that a job may cost, from max, max_hours and usd_per_hour; none if absent"
     )
     heartbeat_seconds: Annotated[int, Field(ge=30, le=3600)] = Field(
         default=600, description="how long a scheduler may be silent, its boot included, before the job is stopped"
+    )
+    enrolment_concurrency: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None,
+        description="how many executions of the enrolment function are set aside, also the most at once; none if "
+        "absent, because a new account's quota allows none",
     )
 
 
@@ -235,7 +257,7 @@ def _check_limits(settings: Settings) -> None:
     if limits.usd_per_job is None:
         return
     prices = (settings.scheduler, settings.servers, settings.workers)
-    if not all(fleet.usd_per_hour for fleet in prices) and settings.cluster.environment is not Environment.LOCAL:
+    if not all(fleet.usd_per_hour for fleet in prices):
         raise SettingError(
             "[limits] usd_per_job needs a usd_per_hour above 0 in [scheduler], [servers] and [workers]; "
             "without prices the budget cannot be held"

@@ -56,6 +56,7 @@ class TrainingStack(ClusterStack):
             "SchedulerGroup": groups[Role.SCHEDULER],
             "ServerGroup": groups[Role.SERVER],
             "WorkerGroup": groups[Role.WORKER],
+            "NodeBoot": "ec2" if foundation.bundle.boots_on_ec2 else "local-hosts-only",
             "FileSystem": cluster.checkpoints.file_system.file_system_id,
         }
         # cfn-lint's W6001 warns of outputs that pass on another stack's; operators read one stack, not three.

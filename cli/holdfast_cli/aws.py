@@ -5,10 +5,12 @@ command needs AWS: boto3 takes half a second to load.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 from holdfast_cli.errors import ClusterError
 from holdfast_node.contract.roles import CLUSTER_PATTERN
@@ -33,7 +35,14 @@ OUTPUTS = {
     "min_job_seconds": "MinJobSeconds",
     "max_job_seconds": "MaxJobSeconds",
     "engine": "Engine",
+    "node_boot": "NodeBoot",
 }
+
+
+#: The value of the output NodeBoot where the node bundle can install itself on EC2.
+BOOTS_ON_EC2 = "ec2"
+_SWEEP_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(_.*)?")
+LOOPBACK = {"127.0.0.1", "localhost"}
 
 
 class Aws:
@@ -80,10 +89,30 @@ class Cluster:
     min_job_seconds: int
     max_job_seconds: int
     engine: str
+    node_boot: str
 
     def client(self, service: str) -> Any:
         """Return the client of a service in the cluster's region."""
         return self.aws.client(service)
+
+    def executions(self, **filters: str) -> Iterator[dict[str, Any]]:
+        """Yield the executions of jobs, newest first, at most 100; the state machine's own sweeps are left out.
+
+        A sweep lowers what an execution that was cut off has left; EventBridge starts it under a UUID for a name.
+        """
+        pages = (
+            self.client("stepfunctions")
+            .get_paginator("list_executions")
+            .paginate(stateMachineArn=self.state_machine, PaginationConfig={"MaxItems": 100}, **filters)
+        )
+        for page in pages:
+            yield from (item for item in page["executions"] if not _SWEEP_NAME.fullmatch(item["name"]))
+
+    @property
+    def nodes_can_boot(self) -> bool:
+        """Whether instances of this cluster become nodes: on EC2 only with a bundle that installs itself there."""
+        endpoint = urlsplit(self.client("ec2").meta.endpoint_url).hostname
+        return self.node_boot == BOOTS_ON_EC2 or endpoint in LOOPBACK
 
     def execution_arn(self, job_id: str) -> str:
         """Return the ARN of a job's execution: the state machine's, with the job's id as the execution's name."""

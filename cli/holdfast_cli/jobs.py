@@ -96,6 +96,11 @@ def submit(cluster: Cluster, request: Request, report: Callable[[str], None]) ->
     workers = _within("workers", request.workers, cluster.max_workers, cluster)
     servers = _within("servers", request.servers, cluster.max_servers, cluster)
     timeout = _timeout(request.timeout_seconds, cluster)
+    if not cluster.nodes_can_boot:
+        raise SubmitError(
+            f"nodes of cluster {cluster.name} cannot boot on EC2: its node bundle has no installer in this release; "
+            "instances would be paid for and never train. Use the local cluster: `holdfast local up`, then --local"
+        )
     _refuse_while_running(cluster)
     job_id = new_job_id(request.directory, datetime.now(UTC), secrets.token_hex(2))
     with tempfile.TemporaryFile() as archive:
@@ -198,10 +203,7 @@ def _timeout(wanted: int | None, cluster: Cluster) -> int:
 
 
 def _refuse_while_running(cluster: Cluster) -> None:
-    reply = cluster.client("stepfunctions").list_executions(
-        stateMachineArn=cluster.state_machine, statusFilter="RUNNING", maxResults=1
-    )
-    for execution in reply["executions"]:
+    for execution in cluster.executions(statusFilter="RUNNING"):
         raise SubmitError(
             f"job {execution['name']} is still running on cluster {cluster.name}, which runs one job at a time; "
             f"watch it with `holdfast status {execution['name']}` and submit again when it has ended"

@@ -250,7 +250,9 @@ def _add_local_commands() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
-    # A terminated command must remove its private files like an interrupted one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A terminated command, or one whose terminal closed, must remove its private files like an interrupted one.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup(1) goes on being obeyed
+            signal.signal(number, signal.default_int_handler)
     _add_local_commands()
     cli(prog_name="holdfast")

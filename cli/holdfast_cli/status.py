@@ -1,6 +1,7 @@
 """What a job is doing: its execution, and the record that the scheduler keeps of it."""
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from holdfast_cli.aws import Cluster
 from holdfast_cli.aws_errors import code_of
 from holdfast_cli.errors import JobFailed, NotFoundError
 from holdfast_cli.jobs import check_job_id
-from holdfast_node.contract.documents import JOB_ID_PATTERN
 from holdfast_node.contract.layout import JobsBucket
 
 MAX_RECORD_BYTES = 1 << 20
@@ -70,10 +70,7 @@ class JobView:
 
 def latest(cluster: Cluster) -> list[JobView]:
     """Return the latest jobs of the cluster, newest first, from their executions alone."""
-    reply = cluster.client("stepfunctions").list_executions(stateMachineArn=cluster.state_machine, maxResults=LATEST)
-    # The rule that lowers the groups after an aborted job starts executions of its own, with names of its own.
-    jobs = [item for item in reply["executions"] if JOB_ID_PATTERN.fullmatch(item["name"])]
-    views = [_view(execution, {}) for execution in jobs]
+    views = [_view(execution, {}) for execution in itertools.islice(cluster.executions(), LATEST)]
     return sorted(views, key=lambda view: view.started_at, reverse=True)
 
 

@@ -19,7 +19,8 @@ class ClusterBuckets(Construct):
     An upload that names no encryption gets the bucket's default, which is that key; one that names anything else is
     denied by the bucket's policy. Requests are recorded in a bucket of access logs.
 
-    Default removal: RETAIN. With DESTROY a bucket must be empty before it can go; nothing empties it for you.
+    Default removal: kept, unless its creation failed. With DESTROY a bucket must be empty before it can go; nothing
+    empties it for you.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class ClusterBuckets(Construct):
         *,
         encryption_key: kms.IKey,
         access_log_retention: Duration,
-        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
     ) -> None:
         super().__init__(scope, construct_id)
         self.access_logs = s3.Bucket(

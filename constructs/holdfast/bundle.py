@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from aws_cdk import Annotations
 from aws_cdk import aws_s3_assets as assets
 from constructs import Construct
 
 from holdfast.errors import BundleError
-from holdfast.packing import read_tree, write_zip
+from holdfast.packing import digest, read_tree, write_zip
 from holdfast_node.contract.documents import Bundle
 
 #: Beside the package `holdfast_node`: what a node installs and how.
@@ -40,7 +41,15 @@ class NodeBundle(Construct):
         if "holdfast_node/__init__.py" not in contents:
             raise BundleError(f"{source} must hold the package holdfast_node, got none; name the node's source root")
         contents |= {name: (source / name).read_bytes() for name in _EXTRAS if (source / name).is_file()}
-        target = (cache_directory or Path.cwd() / ".build") / "node-bundle.zip"
+        #: Whether an EC2 instance can install it; without `install.sh` only the local hosts can.
+        self.boots_on_ec2 = "install.sh" in contents
+        if not self.boots_on_ec2:
+            Annotations.of(self).add_info_v2(
+                "holdfast:localHostsOnly",
+                "the node bundle holds no install.sh: instances of EC2 refuse it at boot, local hosts run it",
+            )
+        # By its content: another synthesis in the same directory may pack another runtime at the same time.
+        target = (cache_directory or Path.cwd() / ".build") / f"node-bundle-{digest(contents)[:16]}.zip"
         self.sha256 = write_zip(target, contents)
         self.asset = assets.Asset(self, "Zip", path=str(target), display_name="Node runtime")
 

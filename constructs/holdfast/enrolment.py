@@ -20,6 +20,8 @@ from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
 SOURCES = Path(__file__).parent / "functions" / "enrolment"
+#: What the function calls (handler.py).
+SERVICES = ("autoscaling", "ec2", "kms", "s3", "sts")
 CERTIFICATE_HOURS = 24
 
 
@@ -40,8 +42,8 @@ class EnrolmentFunction(Construct):
         data_key: kms.IKey,
         jobs_bucket: s3.IBucket,
         log_retention: logs.RetentionDays,
-        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
-        reserved_concurrency: int = 10,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
+        reserved_concurrency: int | None = None,
         cache_directory: Path | None = None,
     ) -> None:
         """Make the function, its role and its log group.
@@ -54,9 +56,9 @@ class EnrolmentFunction(Construct):
             data_key: encrypts its environment, its log and the objects it writes.
             jobs_bucket: where it keeps the CA's certificate.
             log_retention: how long its log, the record of every issue and refusal, is kept.
-            removal_policy: what happens to the log. Default: RETAIN.
-            reserved_concurrency: the most executions at once; a flood of requests cannot use the account's whole
-                quota, and nobody else can use this share. Default: 10.
+            removal_policy: what happens to the log. Default: kept, unless its creation failed.
+            reserved_concurrency: the most executions at once, set aside for it; a flood of requests cannot use the
+                account's whole quota, and nobody else can use this share. Default: none is set aside.
             cache_directory: where dependencies are kept between syntheses. Default: `.build` in the working directory.
 
         Raises:
@@ -91,7 +93,7 @@ class EnrolmentFunction(Construct):
             "AwsSolutions-IAM5[Resource::*]",
             reason="ec2:DescribeInstances and autoscaling:DescribeAutoScalingInstances have no resource-level scope.",
         )
-        directory, packed_digest = pack_function(SOURCES, cache_directory or Path.cwd() / ".build")
+        directory, packed_digest = pack_function(SOURCES, cache_directory or Path.cwd() / ".build", services=SERVICES)
         roles = {str(role): {"role_arn": names.role_arn(role, stack), "group": names.group(role)} for role in Role}
         self.function = lambda_.Function(
             self,

@@ -13,8 +13,9 @@ from holdfast.buckets import ClusterBuckets
 from holdfast.bundle import NodeBundle
 from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.enrolment import EnrolmentFunction
-from holdfast.keys import ClusterKeys
+from holdfast.keys import ClusterKeys, only_signer
 from holdfast.names import ClusterNames
+from holdfast_node.contract.roles import Role
 
 
 class ClusterFoundation(Construct):
@@ -31,7 +32,8 @@ class ClusterFoundation(Construct):
         cluster_name: str,
         log_retention: logs.RetentionDays = logs.RetentionDays.ONE_YEAR,
         access_log_retention: Duration | None = None,
-        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
+        enrolment_concurrency: int | None = None,
         node_source: Path | None = None,
         cache_directory: Path | None = None,
     ) -> None:
@@ -43,7 +45,11 @@ class ClusterFoundation(Construct):
             cluster_name: 3 to 32 lower-case letters, digits and hyphens; unique in its account and region.
             log_retention: how long logs are kept. Default: one year.
             access_log_retention: how long the buckets' access logs are kept. Default: one year.
-            removal_policy: what happens to keys, buckets and logs when they leave the stack. Default: RETAIN.
+            removal_policy: what happens to keys, buckets and logs when they leave the stack. Default: kept, unless
+                the stack's creation failed.
+            enrolment_concurrency: how many executions of the enrolment function are set aside, which is also the
+                most at once. Default: none; it shares the account's quota, which in a new account is too small
+                (Lambda keeps 100 unreserved) to set anything aside.
             node_source: the directory with the package `holdfast_node`. Default: the installed one.
             cache_directory: where packed code is kept. Default: `.build` in the working directory.
 
@@ -81,8 +87,11 @@ class ClusterFoundation(Construct):
             jobs_bucket=self.buckets.jobs,
             log_retention=log_retention,
             removal_policy=removal_policy,
+            reserved_concurrency=enrolment_concurrency,
             cache_directory=cache_directory,
         )
+        only_signer(self.keys.certificate_authority, self.enrolment.role.role_name)
+        only_signer(self.keys.model_signing, self.names.role(Role.WORKER, Stack.of(self)))
         self.bundle = NodeBundle(self, "NodeBundle", source=node_source, cache_directory=cache_directory)
 
     def node_access(self) -> NodeAccess:
@@ -136,10 +145,30 @@ class ClusterFoundation(Construct):
         """Let `grantee` sign job documents and store them with their code, under `jobs/` and nowhere else."""
         key, jobs = self.keys, self.buckets.jobs
         for actions, resource, conditions in (
-            (["kms:GetPublicKey"], key.job_signing.key_arn, None),
             (["kms:Sign"], key.job_signing.key_arn, DIGEST_ONLY),
             (["s3:PutObject"], jobs.arn_for_objects("jobs/*"), None),
             (["kms:Decrypt", "kms:GenerateDataKey"], key.data.key_arn, via_s3(self)),
+        ):
+            iam.Grant.add_to_principal(
+                grantee=grantee, actions=actions, resource_arns=[resource], conditions=conditions
+            )
+
+    def grant_read_results(self, grantee: iam.IGrantable) -> None:
+        """Let `grantee` read jobs' records, logs and models, and the key that models are verified with."""
+        keys, jobs, models = self.keys, self.buckets.jobs, self.buckets.models
+
+        def listing(prefix: str) -> dict[str, dict[str, str]]:
+            # S3 asks for the right to list, without a prefix, before it says that an object is not there.
+            return {"StringLikeIfExists": {"s3:prefix": prefix}}
+
+        for actions, resource, conditions in (
+            (["kms:GetPublicKey"], keys.model_signing.key_arn, None),
+            (["kms:Decrypt"], keys.data.key_arn, via_s3(self)),
+            (["s3:GetObject"], jobs.arn_for_objects("status/*"), None),
+            (["s3:ListBucket"], jobs.bucket_arn, listing("status/*")),
+            (["s3:GetObject"], models.arn_for_objects("models/*"), None),
+            (["s3:ListBucket"], models.bucket_arn, listing("models/*")),
+            (["logs:FilterLogEvents"], self.node_log.log_group_arn, None),
         ):
             iam.Grant.add_to_principal(
                 grantee=grantee, actions=actions, resource_arns=[resource], conditions=conditions

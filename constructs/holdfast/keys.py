@@ -1,10 +1,13 @@
 """The cluster's KMS keys."""
 
+from typing import Any
+
 from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from constructs import Construct
 
+from holdfast.conditions import log_delivery
 from holdfast.names import ClusterNames
 
 
@@ -14,7 +17,8 @@ class ClusterKeys(Construct):
     The signing keys are ECC NIST P-256: what TLS certificates, job documents and model signatures are verified
     with everywhere. Their private halves never leave KMS. AWS does not rotate asymmetric keys.
 
-    Default removal: RETAIN. With DESTROY, KMS deletes the keys after a pending window of seven days.
+    Default removal: kept, unless its creation failed. With DESTROY, KMS deletes the keys after a pending window of
+    seven days.
     """
 
     def __init__(
@@ -23,7 +27,7 @@ class ClusterKeys(Construct):
         construct_id: str,
         *,
         cluster_name: str,
-        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
     ) -> None:
         super().__init__(scope, construct_id)
         names = ClusterNames(cluster_name)
@@ -40,6 +44,7 @@ class ClusterKeys(Construct):
             removal_policy=removal_policy,
         )
         self._allow_logs(names)
+        self._allow_log_delivery()
         self._allow_auto_scaling()
 
         def signing_key(key_id: str, alias: str, purpose: str) -> kms.Key:
@@ -86,6 +91,21 @@ class ClusterKeys(Construct):
             )
         )
 
+    def _allow_log_delivery(self) -> None:
+        """Let log delivery read what waits for this account's log groups, and nothing for anybody else."""
+        self.data.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid="LogDelivery",
+                principals=[iam.ServicePrincipal("delivery.logs.amazonaws.com")],
+                actions=["kms:Decrypt"],
+                resources=["*"],
+                conditions={
+                    "StringEquals": {"aws:SourceAccount": Stack.of(self).account},
+                    **log_delivery(self),
+                },
+            )
+        )
+
     def _allow_auto_scaling(self) -> None:
         """Let the Auto Scaling service's own role launch instances with volumes under this key.
 
@@ -124,5 +144,36 @@ class ClusterKeys(Construct):
                 actions=["kms:CreateGrant"],
                 resources=["*"],
                 conditions={**conditions, "Bool": {"kms:GrantIsForAWSResource": "true"}},
+            )
+        )
+
+
+def only_signer(key: kms.Key, role_name: str) -> None:
+    """Let nobody but one role sign with `key`, not even an administrator's policy, and digests only.
+
+    A denial in the key's own policy holds against every allow in the account. `aws:PrincipalArn` is the role's ARN
+    in each of its sessions (IAM user guide, "Global condition keys"); an emulator may name the session instead. A
+    negated condition is true where its key is absent, so a request that names no message type, which KMS takes as a
+    whole message, is denied too.
+    """
+    stack = Stack.of(key)
+    signer = [
+        f"arn:{stack.partition}:iam::{stack.account}:role/{role_name}",
+        f"arn:{stack.partition}:sts::{stack.account}:assumed-role/{role_name}/*",
+    ]
+    denied: dict[str, dict[str, Any]] = {
+        "DenyOtherSigners": {"ArnNotLike": {"aws:PrincipalArn": signer}},
+        "DenyOtherMessages": {"StringNotEquals": {"kms:MessageType": "DIGEST"}},
+        "DenyOtherAlgorithms": {"StringNotEquals": {"kms:SigningAlgorithm": "ECDSA_SHA_256"}},
+    }
+    for sid, conditions in denied.items():
+        key.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid=sid,
+                effect=iam.Effect.DENY,
+                principals=[iam.AnyPrincipal()],
+                actions=["kms:Sign"],
+                resources=["*"],
+                conditions=conditions,
             )
         )

@@ -46,7 +46,7 @@ class PrivateNetwork(Construct):
         s3_prefix_list_id: str,
         encryption_key: kms.IKey,
         log_retention: logs.RetentionDays = logs.RetentionDays.ONE_YEAR,
-        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
     ) -> None:
         """Make the network.
 
@@ -61,7 +61,7 @@ class PrivateNetwork(Construct):
                 prints it; a wrong one fails the deployment.
             encryption_key: encrypts the flow log.
             log_retention: how long flow logs are kept. Default: one year.
-            removal_policy: what happens to the flow log. Default: RETAIN.
+            removal_policy: what happens to the flow log. Default: kept, unless its creation failed.
 
         Raises:
             PropertyError: the prefix list's id is not one.

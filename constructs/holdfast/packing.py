@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from holdfast.errors import BundleError
@@ -59,7 +59,7 @@ def write_zip(target: Path, contents: Mapping[str, bytes]) -> str:
     return hashlib.sha256(packed.getvalue()).hexdigest()
 
 
-def pack_function(sources: Path, cache: Path) -> tuple[Path, str]:
+def pack_function(sources: Path, cache: Path, *, services: Collection[str] = ()) -> tuple[Path, str]:
     """Return a directory with a function's modules and locked dependencies, and a digest of both.
 
     Dependencies are installed once per lock file into `cache`; after that packing needs no network.
@@ -67,6 +67,8 @@ def pack_function(sources: Path, cache: Path) -> tuple[Path, str]:
     Args:
         sources: a flat directory of modules with a hash-locked `requirements.txt`.
         cache: where packed functions are kept between calls.
+        services: the AWS services that the function calls. The AWS SDK's descriptions of all others, nine tenths of
+            its size, are left out.
 
     Raises:
         BundleError: there are no modules, or pip refused; the message holds pip's last lines.
@@ -76,11 +78,19 @@ def pack_function(sources: Path, cache: Path) -> tuple[Path, str]:
     if "handler.py" not in modules or not lock.is_file():
         raise BundleError(f"{sources} must hold handler.py and requirements.txt, got {sorted(modules)}")
     dependencies = _dependencies(lock, cache / f"{sources.name}-deps-{digest({'lock': lock.read_bytes()})[:16]}")
-    packed_digest = digest({**modules, "requirements.txt": lock.read_bytes(), "platform": " ".join(_PLATFORM).encode()})
+    choices = {"platform": " ".join(_PLATFORM).encode(), "services": " ".join(sorted(services)).encode()}
+    packed_digest = digest({**modules, "requirements.txt": lock.read_bytes(), **choices})
     target = cache / f"{sources.name}-{packed_digest[:16]}"
     if not target.is_dir():
         scratch = Path(tempfile.mkdtemp(dir=cache))
-        shutil.copytree(dependencies, scratch, dirs_exist_ok=True)
+        descriptions = dependencies / "botocore/data"
+
+        def unused(directory: str, names: list[str]) -> set[str]:
+            if Path(directory) != descriptions:
+                return set()
+            return {name for name in names if name not in services and (descriptions / name).is_dir()}
+
+        shutil.copytree(dependencies, scratch, dirs_exist_ok=True, ignore=unused)
         for name, content in modules.items():
             path = scratch / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,7 @@ def template(cluster: str) -> dict[str, Any]:
         "MaxWorkers": "2",
         "MaxServers": "3",
         "MinJobSeconds": "121",
+        "NodeBoot": "local-hosts-only",
         "MaxJobSeconds": "7200",
         "Engine": "mxnet",
     }

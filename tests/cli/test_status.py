@@ -177,3 +177,11 @@ def test_terminated_wait_ends_like_an_interrupted_one(demo, clusters, tmp_path) 
     output, errors = process.communicate(timeout=20)
     assert (process.returncode, output) == (130, "")
     assert errors == f"error: interrupted; the job goes on: `holdfast status {name} --wait` watches it again\n"
+
+
+def test_the_state_machine_s_own_sweeps_are_no_jobs(demo) -> None:
+    sweep = start(demo, "01234567-89ab-cdef-0123-456789abcdef", 3)
+    job = start(demo, "a-job-beside-a-sweep", 3)
+    running = [execution["name"] for execution in demo.executions(statusFilter="RUNNING")]
+    assert job in running
+    assert sweep not in running

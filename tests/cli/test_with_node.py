@@ -43,10 +43,10 @@ def test_node_refuses_a_job_of_another_key_or_cluster(submitted, demo, store) ->
 def test_fetch_accepts_what_the_node_published(submitted, demo, store, on_demo, tmp_path: Path) -> None:
     kms = demo.client("kms")
     job = load_job(store, submitted, cluster="demo", verify=signing.kms_verifier(kms, demo.job_signing_key))
-    (tmp_path / "exported/sub").mkdir(parents=True)
-    (tmp_path / "exported/model-0000.params").write_bytes(bytes(range(256)))
-    (tmp_path / "exported/sub/labels.json").write_text("[]")
-    snapshot_model(job, tmp_path / "exported", tmp_path / "snapshot", "i-0123456789abcdef0")
+    (tmp_path / "work/model/sub").mkdir(parents=True)
+    (tmp_path / "work/model/model-0000.params").write_bytes(bytes(range(256)))
+    (tmp_path / "work/model/sub/labels.json").write_text("[]")
+    snapshot_model(job, tmp_path / "work", tmp_path / "snapshot", "i-0123456789abcdef0")
     pem = signing.public_key_pem(signing.public_key(kms, demo.model_signing_key))
     sign = signing.kms_signer(kms, demo.model_signing_key)
     publish_model(

@@ -1,12 +1,17 @@
 """Synthesizes each settings file once per session, with the real CDK command line, all at the same time."""
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.kit.support import ROOT, Deployment
+
+if TYPE_CHECKING:
+    from tests.kit.deployed import Account
 
 # Before anything imports the CDK, which would warn of a distribution's Node.js.
 os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "18,20")
@@ -75,3 +80,22 @@ def prod(synthesized: Callable[[str], Deployment]) -> Deployment:
 @pytest.fixture(scope="session")
 def local(synthesized: Callable[[str], Deployment]) -> Deployment:
     return synthesized("local")
+
+
+@pytest.fixture(scope="session")
+def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Account"]:
+    from tests.kit.deployed import CLUSTER, Account
+
+    from holdfast_local.emulator.deploy import bootstrap_and_deploy
+    from holdfast_local.emulator.process import Emulator
+
+    state = tmp_path_factory.mktemp("aws")
+    emulator = Emulator(state, ROOT / ".venv-aws/bin/python", port=0)
+    emulator.start()
+    try:
+        environment = emulator.environment()
+        bootstrap_and_deploy(ROOT, environment, "local", state / "outputs.json", lambda line: None)
+        outputs = json.loads((state / "outputs.json").read_text())[f"Holdfast-{CLUSTER}-Training"]
+        yield Account(environment, outputs)
+    finally:
+        emulator.stop()

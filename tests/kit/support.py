@@ -54,6 +54,11 @@ class Deployment:
         text = (self.directory / f"Holdfast-{self.cluster}-{part}.template.json").read_text()
         return dict(json.loads(text))
 
+    def termination_protection(self, part: str) -> bool:
+        manifest = json.loads((self.directory / "manifest.json").read_text())
+        properties = manifest["artifacts"][f"Holdfast-{self.cluster}-{part}"]["properties"]
+        return bool(properties.get("terminationProtection", False))
+
     def resources(self, kind: str, part: str | None = None) -> dict[str, dict[str, Any]]:
         """Return the flattened resources of a type, by logical id without its hash."""
         return {

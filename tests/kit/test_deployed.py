@@ -3,107 +3,22 @@
 import base64
 import hashlib
 import json
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
-from tests.kit.support import ROOT
+from tests.kit.deployed import CLUSTER, EMPTY, Account, until
 
-from holdfast_node.contract.documents import Control, NodeConfig
+from holdfast_node.contract.documents import NodeConfig
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
+from holdfast_node.identity import IdentityError, enrol
 
 pytestmark = pytest.mark.e2e
 
-WAIT_SECONDS = 60
-CLUSTER = "local"
-_CONFIG = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 2})
 
-
-class Account:
-    """The embedded account with the kit in it."""
-
-    def __init__(self, environment: dict[str, str], outputs: dict[str, str]) -> None:
-        self.outputs = outputs
-        self._endpoint, self._ca = environment["AWS_ENDPOINT_URL"], environment["AWS_CA_BUNDLE"]
-        self.session = boto3.Session(
-            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-            region_name=environment["AWS_REGION"],
-        )
-
-    def client(self, service: str, session: boto3.Session | None = None) -> Any:
-        return (session or self.session).client(service, endpoint_url=self._endpoint, verify=self._ca, config=_CONFIG)
-
-    def assume(self, role_arn: str, name: str) -> boto3.Session:
-        keys = self.client("sts").assume_role(RoleArn=role_arn, RoleSessionName=name)["Credentials"]
-        return boto3.Session(
-            aws_access_key_id=keys["AccessKeyId"],
-            aws_secret_access_key=keys["SecretAccessKey"],
-            aws_session_token=keys["SessionToken"],
-            region_name=self.session.region_name,
-        )
-
-    def node(self, role: Role) -> boto3.Session:
-        account = self.client("sts").get_caller_identity()["Account"]
-        return self.assume(f"arn:aws:iam::{account}:role/{CLUSTER}-us-east-1-{role}", "i-0123456789abcdef0")
-
-    def start(self, **job: Any) -> str:
-        execution = self.client("stepfunctions").start_execution(
-            stateMachineArn=self.outputs["StateMachine"], name=uuid.uuid4().hex, input=json.dumps(job)
-        )
-        return str(execution["executionArn"])
-
-    def ended(self, execution: str) -> dict[str, Any]:
-        states = self.client("stepfunctions")
-        return dict(
-            until(lambda: (d := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and d)
-        )
-
-    def desired(self) -> dict[str, int]:
-        groups = self.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
-        return {group["AutoScalingGroupName"]: group["DesiredCapacity"] for group in groups}
-
-    def control(self) -> Control | None:
-        try:
-            body = self.client("s3").get_object(Bucket=self.outputs["JobsBucket"], Key=JobsBucket.CONTROL)["Body"]
-        except ClientError:
-            return None
-        return Control.parse(body.read())
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """Return the condition's first true value; fail after a minute."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.2)
-    return value
-
-
-@pytest.fixture(scope="module")
-def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    from holdfast_local.emulator.deploy import bootstrap_and_deploy
-    from holdfast_local.emulator.process import Emulator
-
-    state = tmp_path_factory.mktemp("aws")
-    emulator = Emulator(state, ROOT / ".venv-aws/bin/python", port=0)
-    emulator.start()
-    try:
-        environment = emulator.environment()
-        bootstrap_and_deploy(ROOT, environment, "local", state / "outputs.json", lambda line: None)
-        outputs = json.loads((state / "outputs.json").read_text())[f"Holdfast-{CLUSTER}-Training"]
-        yield Account(environment, outputs)
-    finally:
-        emulator.stop()
-
-
-EMPTY = dict.fromkeys((f"{CLUSTER}-{role}" for role in Role), 0)
 JOB = {"job_id": "sample", "workers": 2, "servers": 1, "timeout_seconds": 300}
 
 
@@ -120,7 +35,7 @@ def test_a_job_raises_what_it_asked_for_and_lowers_it_after_success(account: Acc
         taskToken=control.task_token, output="{}"
     )
     assert account.ended(execution)["status"] == "SUCCEEDED"
-    assert (account.desired(), account.control()) == (EMPTY, None)
+    assert account.at_rest()
 
 
 def test_a_failed_job_keeps_its_cause_and_is_lowered(account: Account) -> None:
@@ -134,7 +49,7 @@ def test_a_failed_job_keeps_its_cause_and_is_lowered(account: Account) -> None:
         *("FAILED", "Holdfast.JobFailed"),
         "worker 0: train.py ended with status 1",
     )
-    assert (account.desired(), account.control()) == (EMPTY, None)
+    assert account.at_rest()
 
 
 @pytest.mark.parametrize("role", [Role.SERVER, Role.WORKER])
@@ -165,20 +80,61 @@ def test_a_job_beyond_the_limits_is_refused_before_anything_is_raised(account: A
 
 
 def test_an_aborted_job_is_lowered_by_itself(account: Account) -> None:
-    states, machine = account.client("stepfunctions"), account.outputs["StateMachine"]
-    before = {e["executionArn"] for e in states.list_executions(stateMachineArn=machine)["executions"]}
     execution = account.start(**JOB)
     until(account.control)
-    states.stop_execution(executionArn=execution)
+    before = account.executions()
+    account.client("stepfunctions").stop_execution(executionArn=execution)
     assert account.ended(execution)["status"] == "ABORTED"
+    (sweep,) = until(lambda: account.executions() - before)
+    assert account.ended(sweep)["status"] == "SUCCEEDED"
+    assert account.at_rest()
 
-    def new() -> set[str]:
-        now = {e["executionArn"] for e in states.list_executions(stateMachineArn=machine)["executions"]}
-        return now - before - {execution}
 
-    (lowering,) = until(new)
-    assert account.ended(lowering)["status"] == "SUCCEEDED"
-    assert (account.desired(), account.control()) == (EMPTY, None)
+@pytest.fixture
+def running(account: Account) -> Iterator[str]:
+    """A job that runs, with what it raised; ended after the test."""
+    execution = account.start(**JOB)
+    token = until(account.control).task_token
+    yield execution
+    account.client("stepfunctions").send_task_success(taskToken=token, output="{}")
+    assert account.ended(execution)["status"] == "SUCCEEDED"
+    assert account.at_rest()
+
+
+RAISED = {"local-scheduler": 1, "local-server": 1, "local-worker": 2}
+
+
+def test_a_second_job_is_refused_and_does_not_disturb_the_first(account: Account, running: str) -> None:
+    before = account.executions()
+    second = account.start(**{**JOB, "job_id": "second", "workers": 1})
+    ended = account.ended(second)
+    assert (ended["status"], ended["error"]) == ("FAILED", "Holdfast.ClusterBusy")
+    assert ended["cause"].startswith("another job holds the cluster, or its lock could not be written: ")
+    # The refusal is a failure, so it is swept too: that must not touch the first job either.
+    (sweep,) = until(lambda: account.executions() - before - {second})
+    assert account.ended(sweep)["status"] == "SUCCEEDED"
+    assert (account.lock(), account.desired()) == (running, RAISED)
+    assert account.control().job_id == JOB["job_id"]
+
+
+def test_a_sweep_for_another_execution_lowers_nothing(account: Account, running: str) -> None:
+    assert account.ended(account.start(lower=f"{running}-other"))["status"] == "SUCCEEDED"
+    assert (account.lock(), account.desired()) == (running, RAISED)
+
+
+def test_a_sweep_lowers_what_a_failed_lowering_left(account: Account) -> None:
+    ended = account.start(**{**JOB, "workers": 0})
+    assert account.ended(ended)["status"] == "FAILED"
+    account.client("autoscaling").set_desired_capacity(AutoScalingGroupName=f"{CLUSTER}-worker", DesiredCapacity=1)
+    place = {"Bucket": account.outputs["JobsBucket"], "Key": JobsBucket.LOCK}
+    account.client("s3").put_object(**place, Body=json.dumps({"execution": ended}).encode())
+    assert account.ended(account.start(lower=ended))["status"] == "SUCCEEDED"
+    assert account.at_rest()
+
+
+def test_a_cluster_at_rest_is_swept_without_effect(account: Account) -> None:
+    assert account.ended(account.start(lower="arn:aws:states:us-east-1:0:execution:none:none"))["status"] == "SUCCEEDED"
+    assert account.at_rest()
 
 
 @pytest.fixture(scope="module")
@@ -236,11 +192,7 @@ def test_upload_under_another_key_is_denied(account: Account, writer: Any) -> No
 
 def test_launch_template_carries_a_configuration_that_nodes_accept(account: Account) -> None:
     for role in Role:
-        data = account.client("ec2").describe_launch_template_versions(
-            LaunchTemplateName=f"{CLUSTER}-{role}", Versions=["$Latest"]
-        )["LaunchTemplateVersions"][0]["LaunchTemplateData"]
-        script = decoded(data["UserData"])
-        config = NodeConfig.parse(script.split("<<'HOLDFAST_NODE_JSON'\n")[1].split("\nHOLDFAST_NODE_JSON")[0])
+        config = node_config(account, role)
         assert (config.role, config.jobs_bucket) == (role, account.outputs["JobsBucket"])
         assert config.file_system_id == account.outputs["FileSystem"]
 
@@ -250,11 +202,7 @@ def decoded(user_data: str) -> str:
 
 
 def test_node_fetches_the_bundle_and_its_digest_is_the_configurations(account: Account) -> None:
-    data = account.client("ec2").describe_launch_template_versions(
-        LaunchTemplateName=f"{CLUSTER}-server", Versions=["$Latest"]
-    )["LaunchTemplateVersions"][0]["LaunchTemplateData"]
-    script = decoded(data["UserData"])
-    config = NodeConfig.parse(script.split("<<'HOLDFAST_NODE_JSON'\n")[1].split("\nHOLDFAST_NODE_JSON")[0])
+    config = node_config(account, Role.SERVER)
     s3 = account.client("s3", account.node(Role.SERVER))
     content = s3.get_object(Bucket=config.bundle.bucket, Key=config.bundle.key)["Body"].read()
     assert hashlib.sha256(content).hexdigest() == config.bundle.sha256
@@ -273,6 +221,8 @@ OBJECTS = {
     "the scheduler cannot replace a job": (Role.SCHEDULER, False, "put", "jobs/sample/job.dsse.json"),
     "a server cannot replace the CA": (Role.SERVER, False, "put", JobsBucket.CA_CERTIFICATE),
     "the scheduler keeps a job's record": (Role.SCHEDULER, True, "put", "status/sample.json"),
+    "a worker cannot read a registration, not even its own": (Role.WORKER, False, "get", "nodes/worker/i-1.json"),
+    "the scheduler cannot take the lock away": (Role.SCHEDULER, False, "put", JobsBucket.LOCK),
     "a worker cannot rewrite a job's record": (Role.WORKER, False, "put", "status/sample.json"),
 }
 
@@ -317,3 +267,71 @@ def test_model_key_signs_digests_only(account: Account) -> None:
             MessageType="RAW",
             SigningAlgorithm="ECDSA_SHA_256",
         )
+
+
+DIGEST: dict[str, Any] = {"Message": bytes(32), "MessageType": "DIGEST", "SigningAlgorithm": "ECDSA_SHA_256"}
+
+
+@pytest.fixture(scope="module")
+def signing_keys(account: Account) -> dict[str, str]:
+    """The ARN of each signing key, by the last part of its alias."""
+    aliases = account.client("kms").list_aliases()["Aliases"]
+    prefix = f"alias/holdfast/{CLUSTER}/"
+    return {a["AliasName"].removeprefix(prefix): a["TargetKeyId"] for a in aliases if a["AliasName"].startswith(prefix)}
+
+
+@pytest.mark.parametrize("key", ["ca", "models"])
+def test_not_even_an_administrator_signs_for_the_enrolment_function_or_a_worker(
+    account: Account, writer_keys: Any, signing_keys: dict[str, str], key: str
+) -> None:
+    with pytest.raises(ClientError, match="AccessDenied"):
+        writer_keys.sign(KeyId=signing_keys[key], **DIGEST)
+    assert writer_keys.get_public_key(KeyId=signing_keys[key])["KeySpec"] == "ECC_NIST_P256"
+
+
+@pytest.fixture(scope="module")
+def writer_keys(account: Account, writer: Any) -> Any:
+    """KMS as a role whose own policy allows everything there."""
+    role = account.client("iam").get_role(RoleName="writer")["Role"]["Arn"]
+    return account.client("kms", account.assume(role, "writer"))
+
+
+def test_the_enrolment_function_signs_with_the_authority_and_digests_only(
+    account: Account, signing_keys: dict[str, str]
+) -> None:
+    configuration = account.client("lambda").get_function_configuration(FunctionName=f"{CLUSTER}-enrolment")
+    kms = account.client("kms", account.assume(configuration["Role"], "enrolment"))
+    assert kms.sign(KeyId=signing_keys["ca"], **DIGEST)["Signature"]
+    with pytest.raises(ClientError, match="AccessDenied"):
+        kms.sign(KeyId=signing_keys["ca"], Message=b"whole", MessageType="RAW", SigningAlgorithm="ECDSA_SHA_256")
+
+
+def test_the_deployed_function_answers_with_its_own_packed_sdk(account: Account) -> None:
+    answer = account.client("lambda").invoke(FunctionName=f"{CLUSTER}-enrolment", Payload=b'{"csr": "none"}')
+    assert "FunctionError" not in answer
+    assert json.loads(answer["Payload"].read())["refused"]["reason"] == "bad_request"
+
+
+def node_config(account: Account, role: Role) -> NodeConfig:
+    data = account.client("ec2").describe_launch_template_versions(
+        LaunchTemplateName=f"{CLUSTER}-{role}", Versions=["$Latest"]
+    )["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+    script = decoded(data["UserData"])
+    return NodeConfig.parse(script.split("<<'HOLDFAST_NODE_JSON'\n")[1].split("\nHOLDFAST_NODE_JSON")[0])
+
+
+def test_an_instance_enrols_with_the_deployed_function_and_a_stranger_does_not(
+    account: Account, running: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in account.endpoint().items():
+        monkeypatch.setenv(name, value)
+    groups = account.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[f"{CLUSTER}-server"])
+    instance = groups["AutoScalingGroups"][0]["Instances"][0]["InstanceId"]
+    config = node_config(account, Role.SERVER)
+    role_arn = account.node_role(Role.SERVER)
+    enrolled = enrol(config, account.assume(role_arn, instance), instance_id=instance, tls_dir=tmp_path)
+    assert enrolled.spiffe_id == f"spiffe://{CLUSTER}/server/{instance}"
+    stranger = "i-0123456789abcdef0"
+    with pytest.raises(IdentityError) as refusal:
+        enrol(config, account.assume(role_arn, stranger), instance_id=stranger, tls_dir=tmp_path)
+    assert refusal.value.reason == "not_in_group"

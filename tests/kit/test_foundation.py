@@ -39,36 +39,82 @@ def test_there_is_a_key_for_each_purpose_and_no_other(dev: Deployment) -> None:
     }
 
 
-@pytest.mark.parametrize("key", ["CertificateAuthority", "JobSigning", "ModelSigning"])
-def test_signing_keys_name_no_principal_but_the_account(dev: Deployment, key: str) -> None:
+Statement = tuple[str | None, str, Any, Any, Any]
+#: KMS's default statement: IAM policies of the account decide.
+ACCOUNT: Statement = (None, "Allow", {"AWS": "arn:aws:iam::<AWS::AccountId>:root"}, "kms:*", None)
+ANYONE = {"AWS": "*"}
+USE = ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey"]
+MOVE = ["kms:ReEncryptFrom", "kms:ReEncryptTo"]
+LOG_GROUP = "arn:aws:logs:us-east-1:<AWS::AccountId>:log-group:"
+AUTO_SCALING = {
+    "StringEquals": {"kms:CallerAccount": "<AWS::AccountId>"},
+    "ArnEquals": {
+        "aws:PrincipalArn": "arn:aws:iam::<AWS::AccountId>:role/aws-service-role/autoscaling.amazonaws.com/"
+        "AWSServiceRoleForAutoScaling"
+    },
+}
+
+
+def signed_only_by(role: str) -> list[Statement]:
+    signer = [
+        f"arn:aws:iam::<AWS::AccountId>:role/{role}",
+        f"arn:aws:sts::<AWS::AccountId>:assumed-role/{role}/*",
+    ]
+    return [
+        ACCOUNT,
+        ("DenyOtherSigners", "Deny", ANYONE, "kms:Sign", {"ArnNotLike": {"aws:PrincipalArn": signer}}),
+        ("DenyOtherMessages", "Deny", ANYONE, "kms:Sign", {"StringNotEquals": {"kms:MessageType": "DIGEST"}}),
+        (
+            *("DenyOtherAlgorithms", "Deny", ANYONE, "kms:Sign"),
+            {"StringNotEquals": {"kms:SigningAlgorithm": "ECDSA_SHA_256"}},
+        ),
+    ]
+
+
+KEY_POLICIES: dict[str, list[Statement]] = {
+    "Data": [
+        ACCOUNT,
+        (
+            *("CloudWatchLogs", "Allow", {"Service": "logs.us-east-1.amazonaws.com"}, [*USE, *MOVE]),
+            {
+                "ArnLike": {
+                    "kms:EncryptionContext:aws:logs:arn": [
+                        f"{LOG_GROUP}/holdfast/dev/*",
+                        f"{LOG_GROUP}/aws/vendedlogs/states/dev-jobs",
+                    ]
+                }
+            },
+        ),
+        (
+            *("LogDelivery", "Allow", {"Service": "delivery.logs.amazonaws.com"}, "kms:Decrypt"),
+            {
+                "StringEquals": {"aws:SourceAccount": "<AWS::AccountId>"},
+                "StringLike": {"kms:EncryptionContext:SourceArn": "arn:aws:logs:us-east-1:<AWS::AccountId>:*"},
+            },
+        ),
+        (
+            *("AutoScalingVolumes", "Allow", ANYONE),
+            [*USE, "kms:GenerateDataKeyWithoutPlaintext", *MOVE],
+            AUTO_SCALING,
+        ),
+        (
+            *("AutoScalingGrants", "Allow", ANYONE, "kms:CreateGrant"),
+            {**AUTO_SCALING, "Bool": {"kms:GrantIsForAWSResource": "true"}},
+        ),
+    ],
+    "CertificateAuthority": signed_only_by("<FoundationEnrolmentRole>"),
+    "JobSigning": [ACCOUNT],
+    "ModelSigning": signed_only_by("dev-us-east-1-worker"),
+}
+
+
+@pytest.mark.parametrize("key", KEY_POLICIES)
+def test_key_policies_say_this_and_nothing_else(dev: Deployment, key: str) -> None:
     policy = dev.properties("AWS::KMS::Key")[f"FoundationKeys{key}"]["KeyPolicy"]
-    principals = [statement["Principal"] for statement in policy["Statement"]]
-    assert principals == [{"AWS": "arn:aws:iam::<AWS::AccountId>:root"}]
-
-
-def test_data_key_admits_services_for_this_cluster_only(dev: Deployment) -> None:
-    statements = dev.properties("AWS::KMS::Key")["FoundationKeysData"]["KeyPolicy"]["Statement"]
-    logs = next(s for s in statements if s.get("Sid") == "CloudWatchLogs")
-    assert logs["Principal"] == {"Service": "logs.us-east-1.amazonaws.com"}
-    group = "arn:aws:logs:us-east-1:<AWS::AccountId>:log-group:"
-    assert logs["Condition"] == {
-        "ArnLike": {
-            "kms:EncryptionContext:aws:logs:arn": [
-                f"{group}/holdfast/dev/*",
-                f"{group}/aws/vendedlogs/states/dev-jobs",
-            ]
-        }
-    }
-
-
-@pytest.mark.parametrize("sid", ["AutoScalingVolumes", "AutoScalingGrants"])
-def test_data_key_admits_only_auto_scalings_role_by_condition(dev: Deployment, sid: str) -> None:
-    statements = dev.properties("AWS::KMS::Key")["FoundationKeysData"]["KeyPolicy"]["Statement"]
-    condition = next(s for s in statements if s.get("Sid") == sid)["Condition"]
-    assert condition["StringEquals"] == {"kms:CallerAccount": "<AWS::AccountId>"}
-    assert condition["ArnEquals"]["aws:PrincipalArn"].endswith(
-        ":role/aws-service-role/autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling"
-    )
+    assert [
+        (s.get("Sid"), s["Effect"], s["Principal"], s["Action"], s.get("Condition")) for s in policy["Statement"]
+    ] == KEY_POLICIES[key]
+    assert {s["Resource"] for s in policy["Statement"]} == {"*"}
 
 
 @pytest.mark.parametrize("bucket", ["Jobs", "Models"])
@@ -195,7 +241,11 @@ def test_enrolment_function_is_python_311_with_an_encrypted_environment(dev: Dep
         "FunctionName": "dev-enrolment",
         "KmsKeyArn": DATA_KEY,
     }
-    assert properties["ReservedConcurrentExecutions"] == 10
+
+
+def test_enrolment_sets_no_concurrency_aside_unless_the_settings_say_so(dev: Deployment) -> None:
+    properties = dev.properties("AWS::Lambda::Function")["FoundationEnrolmentFunction"]
+    assert "ReservedConcurrentExecutions" not in properties
 
 
 def test_every_log_group_has_the_key_and_the_settings_retention(dev: Deployment) -> None:
@@ -215,7 +265,14 @@ KEPT = ("AWS::KMS::Key", "AWS::S3::Bucket", "AWS::EFS::FileSystem", "AWS::Logs::
 @pytest.mark.parametrize("kind", KEPT)
 def test_production_keeps_its_data_on_deletion_and_replacement(prod: Deployment, kind: str) -> None:
     policies = {(r["DeletionPolicy"], r["UpdateReplacePolicy"]) for r in prod.resources(kind).values()}
-    assert policies == {("Retain", "Retain")}
+    # A creation that fails and is rolled back leaves nothing that nobody owns.
+    assert policies == {("RetainExceptOnCreate", "Retain")}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_production_stacks_are_not_deleted_by_mistake(prod: Deployment, dev: Deployment, part: str) -> None:
+    assert prod.termination_protection(part) is True
+    assert dev.termination_protection(part) is False
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -235,7 +292,33 @@ def test_policies_are_customer_managed_and_never_inline(dev: Deployment) -> None
         assert "ManagedPolicyArns" not in role
 
 
+#: What a resource's own policy may say with a wildcard, and why.
+WILDCARDS = {
+    ("Allow", "kms:*"): "KMS's default statement: the account's IAM policies decide",
+    ("Deny", "s3:*"): "no plaintext connection, whatever it asks for",
+    ("Deny", "*"): "no plaintext connection, whatever it asks for",
+}
+#: Types with a policy of their own, and where it is.
+RESOURCE_POLICIES = {
+    "AWS::KMS::Key": "KeyPolicy",
+    "AWS::S3::BucketPolicy": "PolicyDocument",
+    "AWS::EFS::FileSystem": "FileSystemPolicy",
+    "AWS::EC2::VPCEndpoint": "PolicyDocument",
+}
+
+
 def test_no_policy_has_a_wildcard_action(dev: Deployment) -> None:
     for name, policy in dev.properties("AWS::IAM::ManagedPolicy").items():
         for statement in by_sid(policy["PolicyDocument"]).values():
             assert not [action for action in as_list(statement["Action"]) if "*" in action], name
+
+
+@pytest.mark.parametrize("kind", RESOURCE_POLICIES)
+def test_no_resources_policy_has_a_wildcard_action_but_these(dev: Deployment, kind: str) -> None:
+    policies = [properties[RESOURCE_POLICIES[kind]] for properties in dev.properties(kind).values()]
+    assert policies
+    for statement in [statement for policy in policies for statement in policy["Statement"]]:
+        for action in as_list(statement["Action"]):
+            assert "*" not in action or (statement["Effect"], action) in WILDCARDS, statement
+            if action == "kms:*":
+                assert statement["Principal"] == ACCOUNT[2]

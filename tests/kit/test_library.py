@@ -9,6 +9,7 @@ from typing import Any
 
 import aws_cdk as cdk
 import pytest
+from aws_cdk import assertions
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
@@ -30,7 +31,9 @@ from holdfast import (
     TrainingCluster,
     acknowledge,
 )
-from holdfast_node.contract.roles import Role
+from holdfast.training.user_data import node_user_data
+from holdfast_node.contract.documents import Bundle, NodeConfig
+from holdfast_node.contract.roles import DEFAULT_PORTS, Role
 
 
 class Consumer(cdk.Stack):
@@ -75,12 +78,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     context = json.loads((ROOT / "cdk.json").read_text())["context"]
     app = cdk.App(outdir=str(tmp_path_factory.mktemp("consumer")), analytics_reporting=False, context=context)
     stack = Consumer(app, "VisionPlatform")
-    holdfast.acknowledge_keys(
-        stack.operator.node.find_child("DefaultPolicy"),
-        stack.foundation.buckets.jobs,
-        "jobs/*",
-        reason="The operator's jobs have ids of their own.",
-    )
+    policy = stack.operator.node.find_child("DefaultPolicy")
+    reason = "The operator's jobs have ids of their own."
+    buckets = stack.foundation.buckets
+    holdfast.acknowledge_keys(policy, buckets.jobs, "jobs/*", "status/*", reason=reason)
+    holdfast.acknowledge_keys(policy, buckets.models, "models/*", reason=reason)
+    own = "arn:<AWS::Partition>:{}:<AWS::Region>:<AWS::AccountId>:{}"
+    for arn in (
+        own.format("states", "execution:vision-jobs:*"),
+        own.format("cloudformation", "stack/VisionPlatform/*"),
+    ):
+        holdfast.acknowledge(policy, f"AwsSolutions-IAM5[Resource::{arn}]", reason=reason)
     cdk.Validations.of(app).add_plugins(AwsSolutionsChecks(app))
     return dict(app.synth().get_stack_by_name("VisionPlatform").template)
 
@@ -99,8 +107,11 @@ def test_operator_is_granted_what_the_consumer_granted_and_no_more(template: dic
     (policy,) = [r["Properties"] for r in template["Resources"].values() if r["Type"] == "AWS::IAM::Policy"]
     actions = {a for s in policy["PolicyDocument"]["Statement"] for a in as_list(s["Action"])}
     assert actions == {
+        "cloudformation:DescribeStacks",
         *("kms:Decrypt", "kms:GenerateDataKey", "kms:GetPublicKey", "kms:Sign"),
-        *("s3:PutObject", "states:StartExecution"),
+        "logs:FilterLogEvents",
+        *("s3:GetObject", "s3:ListBucket", "s3:PutObject"),
+        *("states:DescribeExecution", "states:ListExecutions", "states:StartExecution"),
         *("elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"),
     }
 
@@ -138,6 +149,11 @@ REFUSED_PROPS = {
         "heartbeat_seconds must be between 1 and max_seconds - 1 (59), got 60; "
         "a scheduler is found dead before the job's deadline",
     ),
+    "a job that outlives its certificates": (
+        lambda _: JobLimits(max_seconds=24 * 3600),
+        "max_seconds must be at most 82800 (23 h), got 86400; node certificates live 24 h and are not renewed during "
+        "a job",
+    ),
     "a prefix list that is a range": (
         lambda s: PrivateNetwork(
             s,
@@ -171,6 +187,66 @@ def test_finding_is_not_excused_without_a_reason(stack: cdk.Stack, reason: str) 
 def test_node_source_without_the_package_is_refused(stack: cdk.Stack, tmp_path: Path) -> None:
     with pytest.raises(holdfast.BundleError, match="must hold the package holdfast_node"):
         holdfast.NodeBundle(stack, "Bundle", source=tmp_path, cache_directory=tmp_path)
+
+
+def node_source(folder: Path, *extras: str) -> Path:
+    package = folder / "holdfast_node"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    for name in extras:
+        (folder / name).write_text("true\n")
+    return folder
+
+
+BOOTS = {"install.sh": True, "requirements.txt": False}
+
+
+@pytest.mark.parametrize("extra", BOOTS)
+def test_a_bundle_boots_on_ec2_only_with_an_installer(stack: cdk.Stack, tmp_path: Path, extra: str) -> None:
+    bundle = holdfast.NodeBundle(
+        stack, "Bundle", source=node_source(tmp_path / "source", extra), cache_directory=tmp_path / "cache"
+    )
+    assert bundle.boots_on_ec2 is BOOTS[extra]
+
+
+def test_two_bundles_in_one_directory_never_overwrite_each_other(stack: cdk.Stack, tmp_path: Path) -> None:
+    for name in BOOTS:
+        holdfast.NodeBundle(stack, name, source=node_source(tmp_path / name, name), cache_directory=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("node-bundle-*.zip"))) == 2
+
+
+def test_enrolments_share_of_the_quota_is_the_consumers(stack: cdk.Stack) -> None:
+    ClusterFoundation(
+        stack,
+        "Foundation",
+        cluster_name="vision",
+        enrolment_concurrency=7,
+        cache_directory=ROOT / ".build",
+        node_source=ROOT / "node",
+    )
+    assertions.Template.from_stack(stack).has_resource_properties(
+        "AWS::Lambda::Function", {"ReservedConcurrentExecutions": 7}
+    )
+
+
+def test_user_data_too_long_for_ec2_is_refused() -> None:
+    config = NodeConfig(
+        cluster="vision",
+        role=Role.WORKER,
+        region="eu-west-1",
+        ports=DEFAULT_PORTS,
+        jobs_bucket="b" * 8192,
+        **dict.fromkeys(CONSTANTS, "name"),
+        bundle=Bundle(bucket="assets", key="bundle.zip", sha256="0" * 64),
+    )
+    with pytest.raises(PropertyError, match="a node's user data must be at most 8192 bytes, got "):
+        node_user_data(config)
+
+
+CONSTANTS = (
+    *("models_bucket", "enrolment_function", "job_signing_key", "model_signing_key", "log_group"),
+    *("file_system_id", "access_point_id"),
+)
 
 
 def test_the_example_app_synthesizes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.kit.support import ROOT
 
-from holdfast.enrolment import SOURCES
+from holdfast.enrolment import SERVICES, SOURCES
 from holdfast.errors import BundleError
 from holdfast.packing import pack_function, read_tree, write_zip
 
@@ -45,15 +45,27 @@ def test_compiled_files_are_left_out(tmp_path: Path) -> None:
 def test_function_is_packed_with_its_locked_dependencies_and_without_network_the_second_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    directory, digest = pack_function(SOURCES, ROOT / ".build")
-    assert {"handler.py", "cryptography"} <= {path.name for path in directory.iterdir()}
+    directory, digest = pack_function(SOURCES, ROOT / ".build", services=SERVICES)
+    assert {"handler.py", "boto3", "cryptography"} <= {path.name for path in directory.iterdir()}
     assert not list(directory.rglob("*.pyc"))
     monkeypatch.setenv("PIP_INDEX_URL", "https://localhost:1/")
-    assert pack_function(SOURCES, ROOT / ".build") == (directory, digest)
+    assert pack_function(SOURCES, ROOT / ".build", services=SERVICES) == (directory, digest)
+
+
+def test_packed_sdk_describes_the_functions_services_and_no_others() -> None:
+    directory, _ = pack_function(SOURCES, ROOT / ".build", services=SERVICES)
+    data = directory / "botocore/data"
+    assert {path.name for path in data.iterdir() if path.is_dir()} == set(SERVICES)
+    assert {"endpoints.json", "partitions.json"} <= {path.name for path in data.iterdir()}
+
+
+def test_packed_function_is_small_enough_to_start_quickly() -> None:
+    directory, _ = pack_function(SOURCES, ROOT / ".build", services=SERVICES)
+    assert sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) < 40 * 1024 * 1024
 
 
 def test_packed_extension_modules_are_for_the_functions_runtime() -> None:
-    directory, _ = pack_function(SOURCES, ROOT / ".build")
+    directory, _ = pack_function(SOURCES, ROOT / ".build", services=SERVICES)
     modules = [path.name for path in directory.rglob("*.so") if "rust" in path.name or "cffi" in path.name]
     assert modules
     assert [name for name in modules if "abi3" not in name and "cpython-311-x86_64" not in name] == []

@@ -23,14 +23,16 @@ def common(role: Role) -> dict[str, Grant]:
             {"StringEquals": {"kms:ViaService": "s3.us-east-1.amazonaws.com"}},
         ),
         "ReadJobs": ("s3:GetObject", [f"{JOBS}/jobs/*", f"{JOBS}/rendezvous/current.json"], None),
-        "OwnRecords": (["s3:GetObject", "s3:PutObject"], [f"{JOBS}/nodes/{role}/*", f"{JOBS}/results/{role}/*"], None),
+        "OwnRecords": ("s3:PutObject", [f"{JOBS}/nodes/{role}/*", f"{JOBS}/results/{role}/*"], None),
         "WriteLogs": (["logs:CreateLogStream", "logs:PutLogEvents"], "<FoundationNodeLog.Arn>", None),
-        "MountCheckpoints": (
-            ["elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"],
-            "<ClusterCheckpointsFileSystem.Arn>",
-            {"StringEquals": {"elasticfilesystem:AccessPointArn": ACCESS_POINT}},
-        ),
     }
+
+
+MOUNT: Grant = (
+    ["elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"],
+    "<ClusterCheckpointsFileSystem.Arn>",
+    {"StringEquals": {"elasticfilesystem:AccessPointArn": ACCESS_POINT}},
+)
 
 
 OWN: dict[Role, dict[str, Grant]] = {
@@ -40,7 +42,7 @@ OWN: dict[Role, dict[str, Grant]] = {
             [f"{JOBS}/control/current.json", f"{JOBS}/nodes/*", f"{JOBS}/results/*"],
             None,
         ),
-        "ListRecords": ("s3:ListBucket", JOBS, {"StringLike": {"s3:prefix": ["nodes/*", "results/*"]}}),
+        "ListRegistrations": ("s3:ListBucket", JOBS, {"StringLike": {"s3:prefix": "nodes/*"}}),
         "LeadJobs": ("s3:PutObject", [f"{JOBS}/rendezvous/current.json", f"{JOBS}/status/*"], None),
         "ReportJobs": (
             ["states:SendTaskFailure", "states:SendTaskHeartbeat", "states:SendTaskSuccess"],
@@ -48,8 +50,9 @@ OWN: dict[Role, dict[str, Grant]] = {
             None,
         ),
     },
-    Role.SERVER: {},
+    Role.SERVER: {"MountCheckpoints": MOUNT},
     Role.WORKER: {
+        "MountCheckpoints": MOUNT,
         "SignModels": ("kms:Sign", "<FoundationKeysModelSigning.Arn>", DIGEST_ONLY),
         "VerifyModels": ("kms:GetPublicKey", "<FoundationKeysModelSigning.Arn>", None),
         "PublishModels": ("s3:PutObject", f"{MODELS}/models/*", None),

@@ -16,7 +16,9 @@ from holdfast_node.contract.roles import DEFAULT_PORTS, DIALS, Role
 GROUPS = {role: f"<Cluster{role.title()}Group.GroupId>" for role in Role}
 ENDPOINTS, CHECKPOINTS = "<NetworkEndpointGroup.GroupId>", "<ClusterCheckpointsGroup.GroupId>"
 PAIRS = {(GROUPS[a], GROUPS[b], DEFAULT_PORTS[b]) for a, targets in DIALS.items() for b in targets}
-AROUND = {(group, ENDPOINTS, 443) for group in GROUPS.values()} | {(g, CHECKPOINTS, 2049) for g in GROUPS.values()}
+AROUND = {(group, ENDPOINTS, 443) for group in GROUPS.values()} | {
+    (GROUPS[role], CHECKPOINTS, 2049) for role in (Role.SERVER, Role.WORKER)
+}
 PLACEHOLDER = {"CidrIp": "127.0.0.1/32", "IpProtocol": "tcp", "FromPort": 65535, "ToPort": 65535}
 
 
@@ -25,13 +27,13 @@ def launch_data(deployment: Deployment, role: Role) -> dict[str, Any]:
     return dict(found["LaunchTemplateData"])
 
 
-def test_six_pairs_of_roles_dial_each_other_and_each_reaches_endpoints_and_checkpoints(dev: Deployment) -> None:
+def test_six_pairs_of_roles_dial_each_other_all_reach_endpoints_and_two_reach_checkpoints(dev: Deployment) -> None:
     rules = [
         (r["SourceSecurityGroupId"], r["GroupId"], r["FromPort"])
         for r in dev.properties("AWS::EC2::SecurityGroupIngress").values()
     ]
     assert set(rules) == PAIRS | AROUND
-    assert len(rules) == 6 + 6
+    assert len(rules) == 6 + 3 + 2
 
 
 def test_every_way_out_names_a_peer_group_or_s3(dev: Deployment) -> None:
@@ -166,6 +168,12 @@ def test_user_data_is_a_script_that_bash_can_parse_and_ec2_accepts(dev: Deployme
     assert len(base64.b64encode(script.encode())) < 8192
 
 
+def test_user_data_leaves_no_bundle_behind(dev: Deployment) -> None:
+    *_, removal, hand_over = user_data(dev, Role.WORKER).rstrip().splitlines()
+    assert removal.startswith('rm -f "$bundle"')
+    assert hand_over == "exec bash /opt/holdfast/install.sh"
+
+
 def test_checkpoints_are_encrypted_with_the_data_key(dev: Deployment) -> None:
     (file_system,) = dev.properties("AWS::EFS::FileSystem").values()
     assert (file_system["Encrypted"], file_system["KmsKeyId"]) == (True, "<FoundationKeysData.Arn>")
@@ -212,7 +220,8 @@ def test_every_taggable_resource_names_its_cluster(dev: Deployment) -> None:
 
 
 OUTPUTS = """ClusterName Engine JobsBucket ModelsBucket JobSigningKey ModelSigningKey DataKey StateMachine NodeLogGroup
-MaxWorkers MaxServers MaxJobSeconds MinJobSeconds SchedulerGroup ServerGroup WorkerGroup FileSystem"""
+MaxWorkers MaxServers MaxJobSeconds MinJobSeconds SchedulerGroup ServerGroup WorkerGroup FileSystem
+NodeBoot"""
 
 
 def test_outputs_are_what_operators_tools_read(dev: Deployment) -> None:
@@ -226,4 +235,5 @@ def test_outputs_are_what_operators_tools_read(dev: Deployment) -> None:
         "MaxServers": "2",
         "MaxJobSeconds": "14400",
         "MinJobSeconds": "601",
+        "NodeBoot": "local-hosts-only",
     }

@@ -17,7 +17,10 @@ from holdfast_node.contract.layout import UIDS, User
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRetention:
-    """How many checkpoints of a job are kept, and for how long; it is stamped on the file system as tags."""
+    """How many checkpoints of a job are to be kept, and for how long.
+
+    Recorded on the file system as tags; applied by the retention function of a later release; not enforced yet.
+    """
 
     keep_last: int = 3
     max_age_days: int = 30
@@ -44,7 +47,7 @@ class CheckpointStore(Construct):
         network: PrivateNetwork,
         encryption_key: kms.IKey,
         retention: CheckpointRetention,
-        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
     ) -> None:
         super().__init__(scope, construct_id)
         self.security_group = closed_security_group(

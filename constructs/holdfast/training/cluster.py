@@ -14,7 +14,7 @@ from holdfast.security_groups import HTTPS, NFS, allow_between, closed_security_
 from holdfast.training.checkpoints import CheckpointRetention, CheckpointStore
 from holdfast.training.fleet import FleetProps, NodeFleet
 from holdfast.training.jobs import JobLimits, JobStateMachine
-from holdfast.training.policies import acknowledge_wildcards, node_statements
+from holdfast.training.policies import CHECKPOINTING, acknowledge_wildcards, node_statements
 from holdfast.training.user_data import node_user_data
 from holdfast_node.contract.documents import NodeConfig
 from holdfast_node.contract.errors import DocumentError
@@ -40,7 +40,7 @@ class TrainingCluster(Construct):
         ports: Mapping[Role, int] = DEFAULT_PORTS,
         limits: JobLimits | None = None,
         retention: CheckpointRetention | None = None,
-        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
     ) -> None:
         """Make the cluster.
 
@@ -54,8 +54,9 @@ class TrainingCluster(Construct):
             workers: instance type and limit.
             ports: one distinct port per role. Default: 9091, 9092 and 9093.
             limits: what no job may exceed. Default: four hours, ten minutes of silence.
-            retention: how long checkpoints are kept. Default: the last three, thirty days.
-            removal_policy: what happens to checkpoints and the job log. Default: RETAIN.
+            retention: how long checkpoints are to be kept; recorded on the file system, not enforced yet. Default:
+                the last three, thirty days.
+            removal_policy: what happens to checkpoints and the job log. Default: kept, unless its creation failed.
 
         Raises:
             PropertyError: the ports are not one distinct port per role, or there is more than one scheduler.
@@ -117,9 +118,18 @@ class TrainingCluster(Construct):
         self.connections = ec2.Connections(security_groups=list(self.security_groups.values()))
 
     def grant_submit(self, grantee: iam.IGrantable) -> None:
-        """Let `grantee` submit jobs: sign them, store them and start them."""
+        """Let `grantee` use the operator's commands: submit, status, logs and fetch.
+
+        It can find this cluster by its name (`--cluster`), sign, store and start jobs, and read what becomes of them.
+        It cannot change the cluster, lower it, or read another job's code.
+        """
+        stack = Stack.of(self)
+        own = stack.format_arn(service="cloudformation", resource="stack", resource_name=f"{stack.stack_name}/*")
+        iam.Grant.add_to_principal(grantee=grantee, actions=["cloudformation:DescribeStacks"], resource_arns=[own])
         self.foundation.grant_sign_jobs(grantee)
+        self.foundation.grant_read_results(grantee)
         self.jobs.grant_start(grantee)
+        self.jobs.grant_watch(grantee)
 
     def _allow_traffic(self) -> None:
         """Add every rule there is: the six pairs that dial each other, and what each role needs around them."""
@@ -134,10 +144,9 @@ class TrainingCluster(Construct):
                     description=f"{source} to {target}",
                 )
         for role, group in self.security_groups.items():
-            around = {
-                "Endpoints": (self.network.endpoint_security_group, HTTPS, "interface endpoints"),
-                "Checkpoints": (self.checkpoints.security_group, NFS, "checkpoints: NFS over TLS"),
-            }
+            around = {"Endpoints": (self.network.endpoint_security_group, HTTPS, "interface endpoints")}
+            if role in CHECKPOINTING:
+                around["Checkpoints"] = (self.checkpoints.security_group, NFS, "checkpoints: NFS over TLS")
             for name, (peer, port, what) in around.items():
                 allow_between(
                     self,

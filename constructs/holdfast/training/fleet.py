@@ -30,7 +30,8 @@ class FleetProps:
     """What one role's instances are.
 
     `max_count` is the most that one job may have. `machine_image` defaults to Amazon Linux 2023, with NVIDIA's
-    driver if `gpu`; `volume_gib` to 30 GiB, or 150 GiB if `gpu`.
+    driver if `gpu`; `volume_gib` to 30 GiB, or 150 GiB if `gpu`. The node environment
+    holds MXNet's CPU build: this release trains on CPUs, with or without a GPU, until the CUDA build is bundled.
     """
 
     instance_type: str
@@ -159,6 +160,6 @@ class NodeFleet(Construct):
         acknowledge(
             self.group,
             "AwsSolutions-AS3",
-            reason="Only the job state machine scales this group, and its execution log holds every change.",
+            reason="Groups grow and shrink with every job; their own history and CloudTrail hold each change.",
         )
         self.connections = ec2.Connections(security_groups=[security_group])

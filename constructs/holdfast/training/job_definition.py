@@ -1,13 +1,18 @@
 """The job state machine's definition in the Amazon States Language: a function from names to JSON.
 
-  ┌───────────────────────────────┐
-Check ─► Plan ─► Raise ─► Run ─► Lower ─► Succeeded
-  │                │       │
-  ▼                └───────┴─► LowerAfterFailure ─► Failed
-Refused
+Check ─► Plan ─► Lock ─► Raise ─► Run ─► Lower ─► Unlock ─► Succeeded
+  │               │        │       │
+  ▼               ▼        └───────┴─► LowerAfterFailure ─► UnlockAfterFailure ─► Failed
+Refused         Busy
 
-An execution that is stopped, or that Step Functions itself ends, runs no further state: an event then starts another
-one, with `LOWER_ONLY` as its input, which goes straight to `Lower`.
+One job holds the cluster: the lock is an object that only the first of two conditional writes makes (S3 user guide,
+"Conditional writes"), and it names its execution.
+
+An execution that is stopped, that Step Functions ends, or whose lowering fails runs no further state. An event then
+starts a sweep, with `{"lower": <ARN of the ended execution>}` as its input. It lowers only what that execution left:
+
+Check ─► FindLock ─► Found ─► ReadLock ─► Whose ─► Lower ─► …
+                       └────────────────────┴─► NothingToLower
 """
 
 from collections.abc import Mapping
@@ -16,8 +21,9 @@ from typing import Any
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
-#: The input of an execution that only lowers the groups.
-LOWER_ONLY = {"lower": True}
+#: Processes of a group that would end or replace a job's instances (EC2 Auto Scaling user guide, "Suspend-resume
+#: processes"). They stay suspended: a group is used by jobs alone.
+SUSPENDED = ("AZRebalance", "ReplaceUnhealthy")
 _CALL_TIMEOUT_SECONDS = 60
 #: A raise that cannot work should fail soon; a lowering is worth minutes of trying.
 _RAISE_ATTEMPTS = 3
@@ -62,11 +68,33 @@ def job_definition(
                     "servers.$": "States.MathAdd($.servers, 0)",
                     "timeout_seconds.$": "States.MathAdd($.timeout_seconds, 0)",
                 },
+                "Next": "Lock",
+            },
+            "Lock": {
+                "Type": "Task",
+                "Comment": "No retry: a write whose answer was lost would find its own lock. The sweep removes that.",
+                "Resource": f"arn:{partition}:states:::aws-sdk:s3:putObject",
+                "Parameters": {
+                    "Bucket": jobs_bucket,
+                    "Key": JobsBucket.LOCK,
+                    "IfNoneMatch": "*",
+                    "ContentType": "application/json",
+                    "Body": {"execution.$": "$$.Execution.Id"},
+                },
+                "TimeoutSeconds": _CALL_TIMEOUT_SECONDS,
+                "ResultPath": None,
+                "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.failure", "Next": "Busy"}],
                 "Next": "Raise",
+            },
+            "Busy": {
+                "Type": "Fail",
+                "Error": "Holdfast.ClusterBusy",
+                "CausePath": "States.Format('another job holds the cluster, or its lock could not be written: {}', "
+                "$.failure.Cause)",
             },
             "Raise": {
                 "Type": "Parallel",
-                "Branches": [_scale("Raise", role, groups[role], partition, raised[role]) for role in Role],
+                "Branches": [_raise(role, groups[role], partition, raised[role]) for role in Role],
                 "ResultPath": None,
                 "Catch": to_failure,
                 "Next": "Run",
@@ -91,10 +119,15 @@ def job_definition(
                 "Catch": to_failure,
                 "Next": "Lower",
             },
-            "Lower": _lower("Lower", groups, partition, jobs_bucket, after="Succeeded"),
+            "Lower": _lower("Lower", groups, partition, jobs_bucket, after="Unlock"),
+            "Unlock": _unlock(partition, jobs_bucket, after="Succeeded"),
             "Succeeded": {"Type": "Succeed"},
-            "LowerAfterFailure": _lower("LowerAfterFailure", groups, partition, jobs_bucket, after="Failed"),
+            "LowerAfterFailure": _lower(
+                "LowerAfterFailure", groups, partition, jobs_bucket, after="UnlockAfterFailure"
+            ),
+            "UnlockAfterFailure": _unlock(partition, jobs_bucket, after="Failed"),
             "Failed": {"Type": "Fail", "ErrorPath": "$.failure.Error", "CausePath": "$.failure.Cause"},
+            **_sweep(partition, jobs_bucket),
         },
     }
 
@@ -120,18 +153,72 @@ def _check(max_workers: int, max_servers: int, heartbeat_seconds: int, max_secon
             {"Variable": variable, "NumericGreaterThanEquals": least},
             {"Variable": variable, "NumericLessThanEquals": most},
         ]
-    sweep = {"Variable": "$.lower", "IsPresent": True, "Next": "Lower"}
+    sweep = {"Variable": "$.lower", "IsPresent": True, "Next": "FindLock"}
     return {"Type": "Choice", "Choices": [sweep, {"And": rules, "Next": "Plan"}], "Default": "Refused"}
 
 
-def _scale(prefix: str, role: Role, group: str, partition: str, desired: int | str) -> dict[str, Any]:
-    count = {"DesiredCapacity.$": desired} if isinstance(desired, str) else {"DesiredCapacity": desired}
-    return _branch(
-        f"{prefix}{role.title()}",
-        f"arn:{partition}:states:::aws-sdk:autoscaling:setDesiredCapacity",
-        {"AutoScalingGroupName": group, **count},
-        attempts=_RAISE_ATTEMPTS if desired else _LOWER_ATTEMPTS,
-    )
+def _sweep(partition: str, jobs_bucket: str) -> dict[str, Any]:
+    """Lower what the execution in `$.lower` left, if it still holds the lock.
+
+    It lists before it reads: S3 answers a read of a missing object with an error that could mean anything.
+    """
+    return {
+        "FindLock": {
+            **_task(
+                f"arn:{partition}:states:::aws-sdk:s3:listObjectsV2",
+                {"Bucket": jobs_bucket, "Prefix": JobsBucket.LOCK, "MaxKeys": 1},
+                attempts=_LOWER_ATTEMPTS,
+            ),
+            "ResultSelector": {"locks.$": "$.KeyCount"},
+            "ResultPath": "$.found",
+            "Next": "Found",
+        },
+        "Found": {
+            "Type": "Choice",
+            "Choices": [{"Variable": "$.found.locks", "NumericGreaterThan": 0, "Next": "ReadLock"}],
+            "Default": "NothingToLower",
+        },
+        "ReadLock": {
+            **_task(
+                f"arn:{partition}:states:::aws-sdk:s3:getObject",
+                {"Bucket": jobs_bucket, "Key": JobsBucket.LOCK},
+                attempts=_LOWER_ATTEMPTS,
+            ),
+            "ResultSelector": {"holder.$": "States.StringToJson($.Body)"},
+            "ResultPath": "$.lock",
+            "Next": "Whose",
+        },
+        "Whose": {
+            "Type": "Choice",
+            "Choices": [{"Variable": "$.lock.holder.execution", "StringEqualsPath": "$.lower", "Next": "Lower"}],
+            "Default": "NothingToLower",
+        },
+        "NothingToLower": {"Type": "Succeed"},
+    }
+
+
+def _raise(role: Role, group: str, partition: str, desired: int | str) -> dict[str, Any]:
+    """Set a group's capacity, after stopping what would replace instances under a running job.
+
+    Rebalancing between zones ends instances that work. Stopping it protects a job and is no condition of one, so a
+    refusal leads on; the execution's log holds it.
+    """
+    suspend, scale = f"Steady{role.title()}", f"Raise{role.title()}"
+    return {
+        "StartAt": suspend,
+        "States": {
+            suspend: {
+                "Type": "Task",
+                "Resource": f"arn:{partition}:states:::aws-sdk:autoscaling:suspendProcesses",
+                "Parameters": {"AutoScalingGroupName": group, "ScalingProcesses": list(SUSPENDED)},
+                "TimeoutSeconds": _CALL_TIMEOUT_SECONDS,
+                "ResultPath": None,
+                "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": scale}],
+                "Next": scale,
+            },
+            scale: {**_scale(group, partition, desired, attempts=_RAISE_ATTEMPTS), "End": True},
+        },
+    }
 
 
 def _lower(prefix: str, groups: Mapping[Role, str], partition: str, jobs_bucket: str, *, after: str) -> dict[str, Any]:
@@ -139,40 +226,51 @@ def _lower(prefix: str, groups: Mapping[Role, str], partition: str, jobs_bucket:
 
     A failed branch would stop the others, but it gives up only after minutes of retries and they need a moment.
     """
-    forget = _branch(
-        f"{prefix}Control",
-        f"arn:{partition}:states:::aws-sdk:s3:deleteObject",
-        {"Bucket": jobs_bucket, "Key": JobsBucket.CONTROL},
-        attempts=_LOWER_ATTEMPTS,
-    )
+    states = {f"{prefix}{role.title()}": _scale(groups[role], partition, 0, attempts=_LOWER_ATTEMPTS) for role in Role}
+    states[f"{prefix}Control"] = _delete(JobsBucket.CONTROL, partition, jobs_bucket)
     return {
         "Type": "Parallel",
-        "Branches": [*(_scale(prefix, role, groups[role], partition, 0) for role in Role), forget],
+        "Branches": [{"StartAt": name, "States": {name: {**state, "End": True}}} for name, state in states.items()],
         "ResultPath": None,
         "Next": after,
     }
 
 
-def _branch(name: str, resource: str, parameters: dict[str, Any], *, attempts: int) -> dict[str, Any]:
+def _unlock(partition: str, jobs_bucket: str, *, after: str) -> dict[str, Any]:
+    return {**_delete(JobsBucket.LOCK, partition, jobs_bucket), "ResultPath": None, "Next": after}
+
+
+def _delete(key: str, partition: str, jobs_bucket: str) -> dict[str, Any]:
+    return _task(
+        f"arn:{partition}:states:::aws-sdk:s3:deleteObject",
+        {"Bucket": jobs_bucket, "Key": key},
+        attempts=_LOWER_ATTEMPTS,
+    )
+
+
+def _scale(group: str, partition: str, desired: int | str, *, attempts: int) -> dict[str, Any]:
+    count = {"DesiredCapacity.$": desired} if isinstance(desired, str) else {"DesiredCapacity": desired}
+    return _task(
+        f"arn:{partition}:states:::aws-sdk:autoscaling:setDesiredCapacity",
+        {"AutoScalingGroupName": group, **count},
+        attempts=attempts,
+    )
+
+
+def _task(resource: str, parameters: dict[str, Any], *, attempts: int) -> dict[str, Any]:
     return {
-        "StartAt": name,
-        "States": {
-            name: {
-                "Type": "Task",
-                "Resource": resource,
-                "Parameters": parameters,
-                "TimeoutSeconds": _CALL_TIMEOUT_SECONDS,
-                "Retry": [
-                    {
-                        "ErrorEquals": ["States.ALL"],
-                        "IntervalSeconds": 2,
-                        "BackoffRate": 2,
-                        "MaxAttempts": attempts,
-                        "MaxDelaySeconds": 60,
-                        "JitterStrategy": "FULL",
-                    }
-                ],
-                "End": True,
+        "Type": "Task",
+        "Resource": resource,
+        "Parameters": parameters,
+        "TimeoutSeconds": _CALL_TIMEOUT_SECONDS,
+        "Retry": [
+            {
+                "ErrorEquals": ["States.ALL"],
+                "IntervalSeconds": 2,
+                "BackoffRate": 2,
+                "MaxAttempts": attempts,
+                "MaxDelaySeconds": 60,
+                "JitterStrategy": "FULL",
             }
-        },
+        ],
     }

@@ -4,21 +4,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import ArnFormat, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_events as events
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
-from holdfast.conditions import via_s3
+from holdfast.conditions import log_delivery, via_s3
 from holdfast.dependencies import depend
+from holdfast.enrolment import CERTIFICATE_HOURS
 from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge
 from holdfast.foundation import ClusterFoundation
-from holdfast.training.job_definition import LOWER_ONLY, job_definition
+from holdfast.training.job_definition import job_definition
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
@@ -34,6 +36,9 @@ _LOG_DELIVERY = (
     "logs:PutResourcePolicy",
     "logs:UpdateLogDelivery",
 )
+
+#: A job ends an hour before the certificates that its nodes got when they booted.
+MAX_JOB_SECONDS = (CERTIFICATE_HOURS - 1) * 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +58,19 @@ class JobLimits:
                 f"heartbeat_seconds must be between 1 and max_seconds - 1 ({self.max_seconds - 1}), "
                 f"got {self.heartbeat_seconds}; a scheduler is found dead before the job's deadline"
             )
+        if self.max_seconds > MAX_JOB_SECONDS:
+            raise PropertyError(
+                f"max_seconds must be at most {MAX_JOB_SECONDS} ({MAX_JOB_SECONDS // 3600} h), got "
+                f"{self.max_seconds}; node certificates live {CERTIFICATE_HOURS} h and are not renewed during a job"
+            )
 
 
 class JobStateMachine(Construct):
     """A Standard state machine that raises the groups, waits for the scheduler, and always lowers the groups.
 
-    Executions are logged without their data and encrypted with the cluster's key. One role, which may set the
-    capacity of the three groups and write one object.
+    One job holds the cluster at a time; an execution that finds it held fails and changes nothing. Executions are
+    logged without their data and encrypted with the cluster's key. One role, which may scale the three groups and
+    keep two objects.
     """
 
     def __init__(
@@ -71,11 +82,15 @@ class JobStateMachine(Construct):
         groups: Mapping[Role, autoscaling.AutoScalingGroup],
         max_counts: Mapping[Role, int],
         limits: JobLimits,
-        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN,
+        removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
     ) -> None:
         super().__init__(scope, construct_id)
         stack = Stack.of(self)
         names, jobs_bucket, key = foundation.names, foundation.buckets.jobs, foundation.keys.data
+        self._name, self._key = names.state_machine, key
+        self._history = {
+            "StringEquals": {"kms:EncryptionContext:aws:states:stateMachineArn": names.state_machine_arn(stack)}
+        }
         self.log_group = logs.LogGroup(
             self,
             "Log",
@@ -100,13 +115,22 @@ class JobStateMachine(Construct):
             statements=[
                 iam.PolicyStatement(
                     sid="Scale",
-                    actions=["autoscaling:SetDesiredCapacity"],
+                    actions=["autoscaling:SetDesiredCapacity", "autoscaling:SuspendProcesses"],
                     resources=[_group_arn(group) for group in groups.values()],
                 ),
                 iam.PolicyStatement(
                     sid="HandOver",
                     actions=["s3:DeleteObject", "s3:PutObject"],
-                    resources=[jobs_bucket.arn_for_objects(JobsBucket.CONTROL)],
+                    resources=[jobs_bucket.arn_for_objects(key) for key in (JobsBucket.CONTROL, JobsBucket.LOCK)],
+                ),
+                iam.PolicyStatement(
+                    sid="ReadLock", actions=["s3:GetObject"], resources=[jobs_bucket.arn_for_objects(JobsBucket.LOCK)]
+                ),
+                iam.PolicyStatement(
+                    sid="FindLock",
+                    actions=["s3:ListBucket"],
+                    resources=[jobs_bucket.bucket_arn],
+                    conditions={"StringEquals": {"s3:prefix": JobsBucket.LOCK}},
                 ),
                 iam.PolicyStatement(
                     sid="EncryptedObjects",
@@ -118,11 +142,15 @@ class JobStateMachine(Construct):
                     sid="EncryptedHistory",
                     actions=["kms:Decrypt", "kms:GenerateDataKey"],
                     resources=[key.key_arn],
-                    conditions={
-                        "StringEquals": {
-                            "kms:EncryptionContext:aws:states:stateMachineArn": names.state_machine_arn(stack)
-                        }
-                    },
+                    conditions=self._history,
+                ),
+                iam.PolicyStatement(
+                    # Log delivery encrypts what it has not written yet, as the machine's role (Step Functions
+                    # developer guide, "Data at rest encryption", on state machines with logging).
+                    sid="EncryptedLogDelivery",
+                    actions=["kms:GenerateDataKey"],
+                    resources=[key.key_arn],
+                    conditions=log_delivery(self),
                 ),
                 iam.PolicyStatement(sid="LogDelivery", actions=list(_LOG_DELIVERY), resources=["*"]),
             ],
@@ -150,8 +178,10 @@ class JobStateMachine(Construct):
             definition_body=sfn.DefinitionBody.from_string(json.dumps(definition)),
             # By its ARN, so that CDK attaches nothing of its own: the policy above is all that the machine may do.
             role=iam.Role.from_role_arn(self, "FixedRole", self.role.role_arn, mutable=False),
+            # By its ARN, so that CDK leaves the key's policy alone: it would let log delivery decrypt for anybody.
             encryption_configuration=sfn.CustomerManagedEncryptionConfiguration(
-                key, kms_data_key_reuse_period_seconds=Duration.minutes(5)
+                kms.Key.from_key_arn(self, "FixedKey", key.key_arn),
+                kms_data_key_reuse_period_seconds=Duration.minutes(5),
             ),
             logs=sfn.LogOptions(destination=self.log_group, level=sfn.LogLevel.ALL, include_execution_data=False),
             removal_policy=RemovalPolicy.DESTROY,
@@ -160,17 +190,21 @@ class JobStateMachine(Construct):
         acknowledge(
             self.state_machine,
             "AwsSolutions-SF2",
-            reason="X-Ray would add a service outside the network's list; the execution log holds every step.",
+            reason="A job has few steps, one after the other, and the execution log holds each; a trace adds nothing.",
         )
 
-        self._lower_after_abort(names.state_machine_arn(stack))
+        self._sweep_after_end(names.state_machine_arn(stack))
 
-    def _lower_after_abort(self, state_machine_arn: str) -> None:
-        """Lower the groups after an execution that ended without running its own last states."""
+    def _sweep_after_end(self, state_machine_arn: str) -> None:
+        """Lower what an execution left that ended without running its own last states.
+
+        A sweep names the ended execution and does nothing unless that one still holds the cluster, so a failed job
+        that lowered its groups, or one that was refused, never disturbs the next.
+        """
         role = iam.Role(
             self,
             "AbortRole",
-            description="Holdfast: starts the lowering after an aborted job",
+            description="Holdfast: starts the lowering after a job that did not succeed",
             assumed_by=iam.ServicePrincipal(
                 "events.amazonaws.com", conditions={"StringEquals": {"aws:SourceAccount": Stack.of(self).account}}
             ),
@@ -191,19 +225,22 @@ class JobStateMachine(Construct):
         events.CfnRule(
             self,
             "Abort",
-            description="An aborted job: lower its groups",
+            description="A job that did not succeed: lower what it left",
             event_pattern={
                 "source": ["aws.states"],
                 "detail-type": ["Step Functions Execution Status Change"],
-                # Not FAILED: a job that fails has lowered its groups, and the next one may have begun.
-                "detail": {"stateMachineArn": [state_machine_arn], "status": ["ABORTED", "TIMED_OUT"]},
+                "detail": {"stateMachineArn": [state_machine_arn], "status": ["ABORTED", "FAILED", "TIMED_OUT"]},
             },
             targets=[
                 events.CfnRule.TargetProperty(
                     id="Lower",
                     arn=self.state_machine.state_machine_arn,
                     role_arn=role.role_arn,
-                    input=json.dumps(LOWER_ONLY),
+                    input_transformer=events.CfnRule.InputTransformerProperty(
+                        input_paths_map={"execution": "$.detail.executionArn"},
+                        # Without quotes: EventBridge puts them around a text.
+                        input_template='{"lower": <execution>}',
+                    ),
                 )
             ],
         )
@@ -211,6 +248,23 @@ class JobStateMachine(Construct):
     def grant_start(self, grantee: iam.IGrantable) -> iam.Grant:
         """Let `grantee` start jobs; nodes run only what is also signed with the job signing key."""
         return self.state_machine.grant_start_execution(grantee)
+
+    def grant_watch(self, grantee: iam.IGrantable) -> None:
+        """Let `grantee` list executions and describe each; an execution's data is under the cluster's key."""
+        executions = Stack.of(self).format_arn(
+            service="states",
+            resource="execution",
+            resource_name=f"{self._name}:*",
+            arn_format=ArnFormat.COLON_RESOURCE_NAME,
+        )
+        for actions, resource, conditions in (
+            (["states:ListExecutions"], self.state_machine.state_machine_arn, None),
+            (["states:DescribeExecution"], executions, None),
+            (["kms:Decrypt"], self._key.key_arn, self._history),
+        ):
+            iam.Grant.add_to_principal(
+                grantee=grantee, actions=actions, resource_arns=[resource], conditions=conditions
+            )
 
     def metric_failed(self) -> cloudwatch.Metric:
         """Return the number of jobs that failed, by default over five minutes."""

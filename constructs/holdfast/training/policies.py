@@ -9,6 +9,9 @@ from holdfast.training.checkpoints import CheckpointStore
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
+#: The roles whose trainers write checkpoints or start from them; the scheduler holds no state.
+CHECKPOINTING = frozenset({Role.SERVER, Role.WORKER})
+
 
 def acknowledge_wildcards(role: Role, policy: iam.ManagedPolicy, foundation: ClusterFoundation) -> None:
     """Excuse the object keys that end in a wildcard: jobs and instances have ids that nobody knows at deployment."""
@@ -26,7 +29,8 @@ def node_statements(
 ) -> list[iam.PolicyStatement]:
     """Return the statements of the policy of `role`'s nodes."""
     statements = _common(role, foundation)
-    statements.append(checkpoints.mount_statement())
+    if role in CHECKPOINTING:
+        statements.append(checkpoints.mount_statement())
     if role is Role.SCHEDULER:
         statements += _scheduler(foundation, state_machine_arn)
     if role is Role.WORKER:
@@ -57,7 +61,7 @@ def _common(role: Role, foundation: ClusterFoundation) -> list[iam.PolicyStateme
             resources=[jobs.arn_for_objects("jobs/*"), jobs.arn_for_objects(JobsBucket.RENDEZVOUS)],
         ),
         iam.PolicyStatement(sid="FetchBundle", actions=["s3:GetObject"], resources=[foundation.bundle.object_arn]),
-        iam.PolicyStatement(sid="OwnRecords", actions=["s3:GetObject", "s3:PutObject"], resources=own),
+        iam.PolicyStatement(sid="OwnRecords", actions=["s3:PutObject"], resources=own),
         iam.PolicyStatement(
             sid="WriteLogs",
             actions=["logs:CreateLogStream", "logs:PutLogEvents"],
@@ -68,18 +72,17 @@ def _common(role: Role, foundation: ClusterFoundation) -> list[iam.PolicyStateme
 
 def _scheduler(foundation: ClusterFoundation, state_machine_arn: str) -> list[iam.PolicyStatement]:
     jobs = foundation.buckets.jobs
-    records = ["nodes/*", "results/*"]
     return [
         iam.PolicyStatement(
             sid="ReadControlAndRecords",
             actions=["s3:GetObject"],
-            resources=[jobs.arn_for_objects(key) for key in (JobsBucket.CONTROL, *records)],
+            resources=[jobs.arn_for_objects(key) for key in (JobsBucket.CONTROL, "nodes/*", "results/*")],
         ),
         iam.PolicyStatement(
-            sid="ListRecords",
+            sid="ListRegistrations",
             actions=["s3:ListBucket"],
             resources=[jobs.bucket_arn],
-            conditions={"StringLike": {"s3:prefix": records}},
+            conditions={"StringLike": {"s3:prefix": "nodes/*"}},
         ),
         iam.PolicyStatement(
             sid="LeadJobs",

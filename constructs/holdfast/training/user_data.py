@@ -1,5 +1,6 @@
 """The script that turns a fresh instance into a node: write the constants, fetch and check the bundle, hand over."""
 
+from holdfast.errors import PropertyError
 from holdfast_node.contract.documents import NodeConfig
 
 #: EC2 refuses more than 16 KiB of user data (EC2 user guide, "User data"); half of it is left for CloudFormation's
@@ -29,6 +30,7 @@ done
 echo '{sha256}  '"$bundle" | sha256sum --check --status || fail "the node bundle does not match its SHA-256"
 python3 -m zipfile -e "$bundle" /opt/holdfast || fail "the node bundle cannot be unpacked"
 [ -f /opt/holdfast/install.sh ] || fail "the node bundle holds no install.sh: it is for local hosts only"
+rm -f "$bundle"  # the trap does not outlive exec
 exec bash /opt/holdfast/install.sh
 """
 
@@ -38,10 +40,14 @@ def node_user_data(config: NodeConfig) -> str:
 
     Values may be CDK tokens; CloudFormation resolves them to ARNs, ids and names, which need no escaping in JSON or
     between single quotes.
+
+    Raises:
+        DocumentError: the constants are not a node's.
+        PropertyError: the script is too long for EC2.
     """
     config.validate()
     config.bundle.validate()
-    return _SCRIPT.format(
+    script = _SCRIPT.format(
         marker=CONFIG_MARKER,
         config=config.to_json().decode(),
         region=config.region,
@@ -49,3 +55,9 @@ def node_user_data(config: NodeConfig) -> str:
         key=config.bundle.key,
         sha256=config.bundle.sha256,
     )
+    if len(script.encode()) > MAX_SCRIPT_BYTES:
+        raise PropertyError(
+            f"a node's user data must be at most {MAX_SCRIPT_BYTES} bytes, got {len(script.encode())}; "
+            "EC2 refuses more than 16384: use shorter names"
+        )
+    return script

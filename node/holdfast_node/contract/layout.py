@@ -107,6 +107,7 @@ class JobsBucket:
     """Keys in the jobs bucket. Each prefix has one writer, which IAM holds."""
 
     CONTROL = "control/current.json"  # writer: the state machine; reader: the scheduler
+    LOCK = "control/lock.json"  # which execution holds the cluster; writer: the state machine
     RENDEZVOUS = "rendezvous/current.json"  # writer: the scheduler; readers: all nodes
     CA_CERTIFICATE = "pki/ca.pem"  # writer: the enrolment function
 
