@@ -104,6 +104,7 @@ def up(*, isolation: str, settings: str, progress: Progress, state: Path | None 
     """
     state = state or state_dir()
     root = checkout()
+    _require_tools(root)
     with _locked(state) as lock:
         try:
             _start_keeper(state, lock, isolation)
@@ -124,6 +125,16 @@ def up(*, isolation: str, settings: str, progress: Progress, state: Path | None 
         except BaseException:
             _end_after_failure(state)
             raise
+
+
+def _require_tools(root: Path) -> None:
+    """Raise LocalError unless what every isolation needs is here; `hosts.detect` judges what only some need."""
+    tools = {"stunnel": "stunnel4", "node": "nodejs"}
+    if missing := [f"{tool} (Debian's package {package})" for tool, package in tools.items() if not shutil.which(tool)]:
+        raise LocalError(f"these tools are missing: {', '.join(missing)}; install them, or run `make setup` as root")
+    installed = (".venv-aws/bin/python", ".venv-node/bin/python", "node_modules/.bin/cdk")
+    if missing := [name for name in installed if not (root / name).exists()]:
+        raise LocalError(f"not installed in {root}: {', '.join(missing)}; run `make setup`")
 
 
 def down(state: Path | None = None) -> bool:
@@ -242,7 +253,9 @@ def _keeper_environment(state: Path) -> dict[str, str]:
     """Return an environment without the user's AWS settings and proxies: all that the keeper talks to is here."""
     # Without these, the AWS clients would read the user's files, wherever HOME has them.
     files = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
-    return without_proxies(without_aws(os.environ)) | files | mark(state)
+    # Debian has nft and ip where only root's PATH looks, and hosts in user namespaces need them too.
+    path = {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
+    return without_proxies(without_aws(os.environ)) | files | path | mark(state)
 
 
 def _keep_logs(state: Path) -> str:

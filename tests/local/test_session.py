@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -337,3 +338,25 @@ def test_cdk_keeps_the_users_proxy_but_not_for_the_embedded_aws(
     assert not [name for name in variables if name.startswith("AWS_")]
     assert (variables["HTTPS_PROXY"], variables["no_proxy"]) == ("http://127.0.0.1:9", "127.0.0.1")
     assert mark(tmp_path).items() <= variables.items()
+
+
+def test_missing_tool_is_named_with_its_package_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    node = shutil.which("node")
+    assert node is not None
+    (tmp_path / "bin/node").symlink_to(node)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(LocalError) as refusal:
+        session.up(isolation="auto", settings="local", progress=print, state=tmp_path / "state")
+    assert str(refusal.value) == (
+        "these tools are missing: stunnel (Debian's package stunnel4); install them, or run `make setup` as root"
+    )
+    assert not (tmp_path / "state").exists()
+
+
+def test_missing_environment_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(session, "checkout", lambda: tmp_path)
+    with pytest.raises(LocalError, match=r"not installed in .*: \.venv-aws/bin/python, .*; run `make setup`"):
+        session.up(isolation="auto", settings="local", progress=print, state=tmp_path / "state")
