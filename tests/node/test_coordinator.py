@@ -3,25 +3,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.node.support import JOB
 
 from holdfast_node import coordinator
-from holdfast_node.contract.documents import CodeArchive, Control, JobDocument, NodeResult, Registration, Rendezvous
+from holdfast_node.contract.documents import Control, JobDocument, NodeResult, Registration, Rendezvous
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 from holdfast_node.coordinator import Coordination, PresenceWatch, Reporter, coordinate
 
-JOB = JobDocument(
-    job_id="digits-1",
-    cluster="demo",
-    engine="mxnet",
-    entry="train.py",
-    args=(),
-    workers=2,
-    servers=1,
-    model_dir="model",
-    timeout_seconds=600,
-    code=CodeArchive(sha256="0" * 64, size=10),
-)
 NODES = {
     "i-000000001": Role.SCHEDULER,
     "i-000000002": Role.SERVER,

@@ -11,6 +11,7 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.node.support import JOB
 
 from holdfast_node.contract import dsse
 from holdfast_node.contract.documents import CodeArchive, JobDocument
@@ -55,18 +56,7 @@ GOOD = archive(SCRIPT)
 
 
 def job_for(code: bytes) -> JobDocument:
-    return JobDocument(
-        job_id="digits-1",
-        cluster="demo",
-        engine="mxnet",
-        entry="train.py",
-        args=(),
-        workers=1,
-        servers=1,
-        model_dir="model",
-        timeout_seconds=60,
-        code=CodeArchive(sha256=hashlib.sha256(code).hexdigest(), size=len(code)),
-    )
+    return replace(JOB, code=CodeArchive(sha256=hashlib.sha256(code).hexdigest(), size=len(code)))
 
 
 def bucket_with(job: JobDocument, code: bytes = GOOD, key: ec.EllipticCurvePrivateKey = KEY) -> Bucket:

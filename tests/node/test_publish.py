@@ -7,23 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.node.support import JOB
 
-from holdfast_node.contract.documents import CodeArchive, JobDocument
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.publish import publish_model, snapshot_model
-
-JOB = JobDocument(
-    job_id="digits-1",
-    cluster="demo",
-    engine="mxnet",
-    entry="train.py",
-    args=(),
-    workers=1,
-    servers=1,
-    model_dir="model",
-    timeout_seconds=60,
-    code=CodeArchive(sha256="a" * 64, size=1),
-)
 
 
 class Uploads:
