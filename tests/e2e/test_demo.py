@@ -36,6 +36,12 @@ def test_demo_proves_every_claim_and_leaves_nothing(isolation: str, tmp_path: Pa
     assert leftovers(tmp_path / "state") == []
 
 
+def heed_signals() -> None:
+    """Undo what the test run may have inherited: background jobs ignore SIGINT, nohup(1) makes them ignore SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_demo_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     state = tmp_path / "state"
@@ -47,6 +53,7 @@ def test_interrupted_demo_leaves_nothing(number: signal.Signals, tmp_path: Path)
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_signals,
     ) as demo:
         assert demo.stderr is not None
         for line in demo.stderr:

@@ -94,6 +94,15 @@ class Account:
         return Control.parse(body.read())
 
 
+def sweep_of(account: "Account", ended: str) -> str | None:
+    """The execution that an event started to lower what `ended` left; None if there is none yet."""
+    states = account.client("stepfunctions")
+    for arn in account.executions():
+        if json.loads(states.describe_execution(executionArn=arn)["input"]).get("lower") == ended:
+            return arn
+    return None
+
+
 def until(condition: Callable[[], Any]) -> Any:
     """Return the condition's first true value; fail after a minute."""
     deadline = time.monotonic() + WAIT_SECONDS

@@ -199,6 +199,18 @@ def test_role_raises_only_the_groups_of_its_policy(fleet: Fleet, refused: Any) -
     assert fleet.instances() == []
 
 
+def test_role_suspends_processes_only_of_the_groups_of_its_policy(fleet: Fleet, refused: Any) -> None:
+    pattern = f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:*:autoScalingGroupName/"
+    request = {"AutoScalingGroupName": fleet.name, "ScalingProcesses": ["AZRebalance", "ReplaceUnhealthy"]}
+    session = fleet.cloud.session(allow("autoscaling:SuspendProcesses", pattern + fleet.name))
+    fleet.cloud.client("autoscaling", session).suspend_processes(**request)
+    session = fleet.cloud.session(allow("autoscaling:SuspendProcesses", pattern + "another"))
+    with refused("AccessDenied"):
+        fleet.cloud.client("autoscaling", session).suspend_processes(**request)
+    with refused("ValidationError"):
+        fleet.scaling.suspend_processes(**request | {"AutoScalingGroupName": "nobody"})
+
+
 def test_enrolment_finds_the_group_of_an_instance(fleet: Fleet) -> None:
     fleet.set(1)
     (instance,) = fleet.members()

@@ -36,7 +36,16 @@ def install() -> None:
         "_terminate_instances",
         "_xml",
     )
-    scaling = seam("ministack.services.autoscaling", "_ACTION_MAP", "_asgs", "_error", "_p", "_reconcile_instances")
+    scaling = seam(
+        "ministack.services.autoscaling",
+        "_ACTION_MAP",
+        "_asgs",
+        "_error",
+        "_p",
+        "_parse_member_list",
+        "_reconcile_instances",
+        "_xml",
+    )
     templates = seam("ministack.services.cloudformation.provisioners", "_RESOURCE_HANDLERS")
     fleet = _Fleet(ec2, scaling)
     scaling._reconcile_instances = fleet.reconcile
@@ -213,6 +222,16 @@ def _install_requests(scaling: Any, fleet: _Fleet) -> None:
             fleet.empty(group)
         return delete(request)
 
+    def suspend_processes(request: Request) -> Any:
+        # Recorded only: nothing here rebalances between zones or judges an instance's health.
+        group = find(request)
+        if group is None:
+            return scaling._error("ValidationError", "AutoScalingGroup name not found - null")
+        names = scaling._parse_member_list(request, "ScalingProcesses")
+        group["SuspendedProcesses"] = sorted({*group.get("SuspendedProcesses", []), *names})
+        return scaling._xml(200, "SuspendProcessesResponse", "")
+
+    actions["SuspendProcesses"] = suspend_processes
     actions["SetDesiredCapacity"] = set_desired_capacity
     actions["UpdateAutoScalingGroup"] = update_group
     actions["DeleteAutoScalingGroup"] = delete_group
