@@ -25,15 +25,17 @@ ISOLATION = click.option(
 )
 
 
-@click.group()
-def local() -> None:
-    r"""Run an embedded AWS and its hosts on this machine.
+EPILOG = """\b
+Examples:
+  holdfast local up       deploy the kit here
+  holdfast --local submit examples/digits --entry train.py --wait
+  holdfast local down     leave nothing
+"""
 
-    \b
-    holdfast local up                       deploy the kit here
-    holdfast --local submit examples/digits --entry train.py --wait
-    holdfast local down                     leave nothing
-    """
+
+@click.group(epilog=EPILOG)
+def local() -> None:
+    """Run an embedded AWS and its hosts on this machine."""
     session.interrupt_once()
 
 
