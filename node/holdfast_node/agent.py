@@ -55,16 +55,15 @@ class Agent:
         self._config = NodeConfig.parse(paths.config.read_bytes())
         self._session = boto3.Session(region_name=self._config.region)
         self._instance = metadata.instance()
-        self._store = Store(self._session.client("s3", config=_AWS), self._config.jobs_bucket)
+        self._s3 = self._session.client("s3", config=_AWS)
+        self._logs = self._session.client("logs", config=_AWS)
+        self._store = Store(self._s3, self._config.jobs_bucket)
         self._kms = self._session.client("kms", config=_AWS)
 
     def run(self) -> int:
         """Do the node's part; return 0 if it succeeded."""
         # A node that never gets a job leaves its words below a prefix of its own.
-        logs = self._session.client("logs", config=_AWS)
-        prefix = f"nodes/{self._config.role}/{self._instance.instance_id}"
-        shipper = LogShipper(logs, self._config.log_group, prefix, {"agent": self._paths.log("agent")})
-        shipper.start()
+        shipper = self._ship(f"nodes/{self._config.role}/{self._instance.instance_id}", "agent")
         try:
             return self._run()
         except Exception as error:
@@ -127,10 +126,7 @@ class Agent:
         return load_job(self._store, job_id, cluster=self._config.cluster, verify=verify)
 
     def _take_part(self, rendezvous: Rendezvous, me: Peer) -> int:
-        prefix = f"{rendezvous.job_id}/{me.role}/{me.instance_id}"
-        files = {service: self._paths.log(service) for service in ("trainer", "agent", "tunnel")}
-        shipper = LogShipper(self._session.client("logs", config=_AWS), self._config.log_group, prefix, files)
-        shipper.start()
+        shipper = self._ship(f"{rendezvous.job_id}/{me.role}/{me.instance_id}", "trainer", "agent", "tunnel")
         result = NodeResult(status=1, cause="", rank=me.rank, tls_connections=0, tls_peers=())
         try:
             job = self._load_job(rendezvous.job_id)
@@ -149,13 +145,17 @@ class Agent:
         self._store.save(JobsBucket.result(rendezvous.job_id, me.role, me.instance_id), result)
         return result.status
 
+    def _ship(self, prefix: str, *services: str) -> LogShipper:
+        files = {service: self._paths.log(service) for service in services}
+        shipper = LogShipper(self._logs, self._config.log_group, prefix, files)
+        shipper.start()
+        return shipper
+
     def _train(self, job: JobDocument, rendezvous: Rendezvous, me: Peer) -> tuple[int, str]:
         paths, ports = self._paths, self._config.ports
         unpack_code(self._store, job, paths.code)
         require_free(me.address, ports[me.role], "the tunnel")
-        config = stunnel_config(
-            cluster=self._config.cluster, me=me, rendezvous=rendezvous, ports=dict(ports), paths=paths
-        )
+        config = stunnel_config(cluster=self._config.cluster, me=me, rendezvous=rendezvous, ports=ports, paths=paths)
         write_private(paths.stunnel_config, config)
         self._start("tunnel")
         await_listener(me.address, ports[me.role], "the tunnel", TUNNEL_SECONDS)
@@ -163,7 +163,7 @@ class Agent:
             job=job,
             rendezvous=rendezvous,
             me=me,
-            ports=dict(ports),
+            ports=ports,
             code=paths.code,
             work=paths.work,
             checkpoints=paths.checkpoints,
@@ -203,7 +203,7 @@ class Agent:
         sign = signing.kms_signer(self._kms, key)
         public_key = signing.public_key_pem(signing.public_key(self._kms, key))
         digest = publish_model(
-            self._session.client("s3", config=_AWS),
+            self._s3,
             self._config.models_bucket,
             job,
             snapshot,
@@ -239,7 +239,12 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        return Agent(NodePaths(arguments.root)).run()
+        agent = Agent(NodePaths(arguments.root))
+    except (HoldfastError, BotoCoreError, OSError) as error:
+        _LOG.error("%s", one_line(f"{type(error).__name__}: {error}"))
+        return 1
+    try:
+        return agent.run()
     except (HoldfastError, BotoCoreError, ClientError, OSError):
         return 1  # said, and shipped, by `run`
 

@@ -166,13 +166,13 @@ class Reporter:
         self._states.send_task_failure(taskToken=self._token, error="Holdfast.JobFailed", cause=cause[:MAX_CAUSE])
 
 
-def await_control(store: Store, poll_seconds: float = POLL_SECONDS, timeout_seconds: float = GATHER_SECONDS) -> Control:
+def await_control(store: Store) -> Control:
     """Return the job that the state machine has handed to this scheduler."""
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + GATHER_SECONDS
     while (control := store.load(Control, JobsBucket.CONTROL)) is None:
         if time.monotonic() > deadline:
-            raise HoldfastError(f"the state machine handed out no job within {timeout_seconds:g} s{store.denial}")
-        time.sleep(poll_seconds)
+            raise HoldfastError(f"the state machine handed out no job within {GATHER_SECONDS} s{store.denial}")
+        time.sleep(POLL_SECONDS)
     return control
 
 
