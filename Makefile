@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= $(shell command -v python3.11 || echo python3)
-PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
+# --no-deps: the locks are complete, and a resolver would look at releases that are newer than they are.
+PIP := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help setup tools demo test lint lock clean
