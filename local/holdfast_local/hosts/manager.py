@@ -1,7 +1,8 @@
 """The service manager of a local host: what systemd does on an instance, for the services of the contract.
 
 A service that waits starts when its request file appears, ends (its whole process group) when that file is
-removed, and starts again when a new one appears. When a service has ended, its exit record is written.
+removed, and starts again when a new one appears. When a service has ended, its exit record is written. A reload
+request becomes a SIGHUP.
 """
 
 import contextlib
@@ -57,7 +58,8 @@ class ServiceManager:
         self._running: dict[int, _Running] = {}
         self._handled: dict[str, tuple[int, int]] = {}
         # Records go through this descriptor: the agent owns the directory above and could swap what is below it.
-        self._records = os.open(paths.exit_record("any").parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        self._records = _open_directory(paths.exit_record("any").parent)
+        self._reloads = _open_directory(paths.reload_request("any").parent)
 
     def start(self) -> None:
         """Run the `once` services to their end, then start those that wait for nothing.
@@ -78,6 +80,8 @@ class ServiceManager:
         for service in self._table:
             if service.waits_for_request:
                 self._follow_request(service, now)
+            if service.reloads:
+                self._follow_reload(service)
         for running in self._running.values():
             if running.stop_by is not None and now >= running.stop_by:
                 _signal_group(running.process.pid, signal.SIGKILL)
@@ -139,7 +143,7 @@ class ServiceManager:
 
     def _follow_request(self, service: Service, now: float) -> None:
         request = _identity(self._paths.start_request(service.name))
-        running = next((entry for entry in self._running.values() if entry.service is service), None)
+        running = self._running_process(service)
         if running is not None:
             if request is None and running.stop_by is None:
                 _signal_group(running.process.pid, signal.SIGTERM)
@@ -149,6 +153,21 @@ class ServiceManager:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{service.name}.json", dir_fd=self._records)
             self._start(service)
+
+    def _follow_reload(self, service: Service) -> None:
+        try:
+            os.unlink(service.name, dir_fd=self._reloads)  # first: a request made from now on is another one
+        except OSError:
+            return
+        running = self._running_process(service)
+        if running is not None and running.stop_by is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(running.process.pid, signal.SIGHUP)
+            self._report(service.name, "reloaded")
+            self._report(service.name, "running")
+
+    def _running_process(self, service: Service) -> _Running | None:
+        return next((entry for entry in self._running.values() if entry.service is service), None)
 
     def _start(self, service: Service) -> None:
         process = self._spawn(service)
@@ -189,6 +208,10 @@ class ServiceManager:
             file.write(json.dumps({"status": status}))
             os.fchmod(descriptor, 0o644)
         os.rename(temporary, f"{name}.json", src_dir_fd=self._records, dst_dir_fd=self._records)
+
+
+def _open_directory(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
 def _signal_group(pid: int, number: int) -> None:

@@ -21,6 +21,7 @@ JOB_ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{2,62}")
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 RELATIVE_PATH_PATTERN = re.compile(r"(?!/)(?!.*(?:^|/)\.\.?(?:/|$))[A-Za-z0-9._/-]{1,200}")
 DOCUMENT_VERSION = 1
+MAX_REASON_CHARACTERS = 200
 
 D = TypeVar("D", bound="Document")
 
@@ -222,6 +223,24 @@ class Rendezvous(Document):
     def dialled_by(self, role: Role) -> tuple[Peer, ...]:
         """Return the peers that a node of `role` dials, in order."""
         return tuple(peer for peer in self.peers if peer.role in DIALS[role])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denial(Document):
+    """What an operator said when revoking an instance. For people: the object's existence is what denies it."""
+
+    instance_id: str
+    reason: str
+    revoked_at: str
+
+    def validate(self) -> None:
+        """Check the form of the instance id, and that the reason is one printable line of at most 200 characters."""
+        require(INSTANCE_ID_PATTERN, self.instance_id, "instance_id")
+        if len(self.reason) > MAX_REASON_CHARACTERS or not self.reason.isprintable():
+            raise DocumentError(
+                f"reason must be one printable line of at most {MAX_REASON_CHARACTERS} characters, "
+                f"got {self.reason[:100]!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

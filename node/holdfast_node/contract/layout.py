@@ -82,7 +82,7 @@ class NodePaths:
 
     @property
     def run(self) -> Path:
-        """Start requests from the agent and exit records from the service manager."""
+        """Start and reload requests from the agent, and exit records from the service manager."""
         return self.root / "run/holdfast"
 
     @property
@@ -93,6 +93,10 @@ class NodePaths:
     def start_request(self, service: str) -> Path:
         """The file whose appearance starts a service (a systemd path unit's `PathExists=`)."""
         return self.run / "start" / service
+
+    def reload_request(self, service: str) -> Path:
+        """The file whose appearance has the service manager send SIGHUP to a service; the manager removes it."""
+        return self.run / "reload" / service
 
     def exit_record(self, service: str) -> Path:
         """Where the service manager writes `{"status": int}` once a service has ended (negative: signal)."""
@@ -110,6 +114,12 @@ class JobsBucket:
     LOCK = "control/lock.json"  # which execution holds the cluster; writer: the state machine
     RENDEZVOUS = "rendezvous/current.json"  # writer: the scheduler; readers: all nodes
     CA_CERTIFICATE = "pki/ca.pem"  # writer: the enrolment function
+    DENIED = "denied/"  # prefix of denials; writer: the operator; readers: the enrolment function, all nodes
+
+    @staticmethod
+    def denial(instance_id: str) -> str:
+        """The object whose existence, whatever it holds, denies an instance for ever. Writer: the operator."""
+        return f"{JobsBucket.DENIED}{instance_id}.json"
 
     @staticmethod
     def job_document(job_id: str) -> str:

@@ -2,7 +2,9 @@
 
 A service manager (systemd on EC2, `holdfast_local` on one machine) runs `once` services to their end as root,
 starts the others as their user when `waits_for_request` is false or when the agent has created
-`NodePaths.start_request(name)`, and writes `NodePaths.exit_record(name)` when one has ended.
+`NodePaths.start_request(name)`, and writes `NodePaths.exit_record(name)` when one has ended. When the agent creates
+`NodePaths.reload_request(name)`, it removes that file and sends SIGHUP to the main process of a service that reloads;
+one that does not run is not started: it reads its files when it starts.
 """
 
 import sys
@@ -13,13 +15,17 @@ from holdfast_node.contract.layout import NodePaths, User
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A process of a node. `user` None is root; `once` services end before the next one starts."""
+    """A process of a node. `user` None is root; `once` services end before the next one starts.
+
+    One that `reloads` reads its configuration and files again on SIGHUP, and keeps its connections.
+    """
 
     name: str
     argv: tuple[str, ...]
     user: User | None
     once: bool = False
     waits_for_request: bool = False
+    reloads: bool = False
 
 
 def services(paths: NodePaths, *, python: str = sys.executable, stunnel: str = "stunnel") -> tuple[Service, ...]:
@@ -28,7 +34,13 @@ def services(paths: NodePaths, *, python: str = sys.executable, stunnel: str = "
     return (
         Service(name="firewall", argv=(python, "-m", "holdfast_node.firewall", *root), user=None, once=True),
         Service(name="agent", argv=(python, "-m", "holdfast_node.agent", *root), user=User.AGENT),
-        Service(name="tunnel", argv=(stunnel, str(paths.stunnel_config)), user=User.TUNNEL, waits_for_request=True),
+        Service(
+            name="tunnel",
+            argv=(stunnel, str(paths.stunnel_config)),
+            user=User.TUNNEL,
+            waits_for_request=True,
+            reloads=True,
+        ),
         Service(
             name="trainer",
             argv=(python, "-m", "holdfast_node.trainer", *root),
