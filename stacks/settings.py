@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from holdfast_node.contract.documents import METRIC_PATTERN
 from holdfast_node.contract.roles import CLUSTER_PATTERN, DEFAULT_PORTS, MAX_NODES_PER_ROLE, Role
 from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gpu, is_arm
 
@@ -26,9 +27,7 @@ LOG_RETENTION_DAYS = (
 )
 
 
-_RECORDED = (
-    "recorded on the file system as tags; applied by the retention function of a later release; not enforced yet"
-)
+_APPLIED = "applied by the job's own writer after every checkpoint; the function that works at rest comes later"
 
 
 class Environment(StrEnum):
@@ -124,18 +123,31 @@ class Ports(_Section):
     worker: Port = Field(default=DEFAULT_PORTS[Role.WORKER], description="the workers' port")
 
 
-class Checkpoints(_Section):
-    """How long a job's checkpoints are to be kept.
+class Best(StrEnum):
+    """Which value of a metric is the best."""
 
-    Recorded on the file system as tags; applied by the retention function of a later release; not enforced yet.
-    """
+    LOWEST = "lowest"
+    HIGHEST = "highest"
+
+
+class Checkpoints(_Section):
+    """Which checkpoints of a job are kept: what its writer applies, unless the script says otherwise."""
 
     keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=3, description=f"how many of a job are to be kept, {_RECORDED}"
+        default=3, description=f"how many of a job are kept, the newest ones, {_APPLIED}"
     )
     max_age_days: Annotated[int, Field(ge=1, le=3650)] = Field(
-        default=30, description=f"how many days one is to be kept, {_RECORDED}"
+        default=30, description=f"how many days one is kept; the newest and the best outlive that; {_APPLIED}"
     )
+    keep_best: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=1, description=f"how many are kept besides, the best ones by best_metric, {_APPLIED}"
+    )
+    best_metric: str = Field(
+        default="loss",
+        pattern=f"^{METRIC_PATTERN.pattern}$",
+        description="the metric that says which checkpoints are the best, by the name that scripts save it under",
+    )
+    best: Best = Field(default=Best.LOWEST, strict=False, description="which value of best_metric is the best")
 
 
 class Limits(_Section):

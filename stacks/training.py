@@ -32,9 +32,7 @@ class TrainingStack(ClusterStack):
                 Role.WORKER: settings.ports.worker,
             },
             limits=JobLimits(max_seconds=max_seconds, heartbeat_seconds=settings.limits.heartbeat_seconds),
-            retention=CheckpointRetention(
-                keep_last=settings.checkpoints.keep_last, max_age_days=settings.checkpoints.max_age_days
-            ),
+            retention=CheckpointRetention(**settings.checkpoints.model_dump()),
             removal_policy=self.data_removal,
         )
         cluster, keys, buckets = self.cluster, foundation.keys, foundation.buckets

@@ -20,6 +20,7 @@ from holdfast_node.contract import dsse
 from holdfast_node.contract.documents import JOB_ID_PATTERN, RELATIVE_PATH_PATTERN, CodeArchive, JobDocument
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.layout import JobsBucket
+from holdfast_node.contract.seeds import new_seed
 
 DEFAULT_TIMEOUT_SECONDS = 3600
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -28,7 +29,7 @@ _TIMEOUT = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the operator asked for; None takes what the cluster allows."""
+    """What the operator asked for; None takes what the cluster allows, and for `seed` a fresh one from the system."""
 
     directory: Path
     entry: str
@@ -37,6 +38,7 @@ class Request:
     servers: int | None = None
     model_dir: str = "model"
     timeout_seconds: int | None = None
+    seed: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,7 @@ def submit(cluster: Cluster, request: Request, report: Callable[[str], None]) ->
             model_dir=request.model_dir,
             timeout_seconds=timeout,
             code=code,
+            seed=request.seed or new_seed(),
         )
         report("signing the job document")
         envelope = sign_document(cluster, document)

@@ -54,6 +54,7 @@ def cli(context: click.Context, cluster: str | None, region: str | None, local: 
 @click.option("--servers", metavar="N", type=int, help="Servers. Default: all that the cluster allows.")
 @click.option("--model-dir", default="model", show_default=True, help="What the script exports, relative to its cwd.")
 @click.option("--timeout", metavar="TIME", help="Deadline, as 90s, 30m or 1h30m. Default: 1h, or less if limited.")
+@click.option("--seed", metavar="SEED", help="Repeat a run: the seed that `status` shows, or any text. Default: fresh.")
 @click.option("--wait", is_flag=True, help="Show progress until the job has ended; exit 3 if it failed.")
 @output_option
 @pass_options
@@ -66,6 +67,7 @@ def submit(
     servers: int | None,
     model_dir: str,
     timeout: str | None,
+    seed: str | None,
     wait: bool,
 ) -> None:
     """Pack DIR, sign it and start it as a job.
@@ -75,6 +77,7 @@ def submit(
     """
     from holdfast_cli import jobs
     from holdfast_cli.progress import Progress
+    from holdfast_node.contract.seeds import parse_seed
 
     request = jobs.Request(
         directory=directory,
@@ -84,6 +87,7 @@ def submit(
         servers=servers,
         model_dir=model_dir,
         timeout_seconds=jobs.parse_timeout(timeout) if timeout is not None else None,
+        seed=parse_seed(seed) if seed is not None else None,
     )
     request = jobs.check_request(request)  # before the cluster is looked up: it needs no AWS
     with Progress(plain=options.json) as progress:

@@ -46,6 +46,7 @@ class JobView:
     started_at: datetime
     stopped_at: datetime | None
     first_step_seconds: float | None = None
+    seed: str | None = None
     nodes: tuple[NodeView, ...] = field(default=())
 
     @property
@@ -152,6 +153,7 @@ def _view(execution: dict[str, Any], record: dict[str, Any]) -> JobView:
         started_at=started,
         stopped_at=execution.get("stopDate"),
         first_step_seconds=_first_step(started, record.get("first_step_at")),
+        seed=_text(record.get("seed")) or None,
         nodes=tuple(_node(item) for item in _list(record.get("nodes")) if isinstance(item, dict)),
     )
 

@@ -22,6 +22,7 @@ def show_job(view: JobView, *, as_json: bool) -> None:
             ("cause", view.cause),
             ("started", moment(view.started_at)),
             ("took" if view.ended else "for", duration(view.seconds)),
+            ("seed", view.seed),
             ("first step", None if view.first_step_seconds is None else f"after {duration(view.first_step_seconds)}"),
         )
     )

@@ -167,6 +167,7 @@ class Agent:
             code=paths.code,
             work=paths.work,
             checkpoints=paths.checkpoints,
+            retention=self._config.retention,
         )
         write_private(paths.launch, json.dumps(asdict(launch), default=str))
         self._start("trainer")

@@ -116,6 +116,7 @@ class Coordination:
             "job_id": self.job.job_id,
             "phase": phase,
             "cause": cause,
+            "seed": self.job.seed,
             "nodes": nodes,
             "first_step_at": max(steps) / 1000 if steps else None,
         }

@@ -50,9 +50,11 @@ def write(cluster: Cluster, job_id: str, record: object) -> None:
 def test_status_shows_phase_nodes_and_identities(on_demo, demo) -> None:
     name = start(demo, "shows-nodes", 3)
     now = datetime.now(UTC).timestamp()
-    write(demo, name, {"job_id": name, "phase": "running", "cause": None, "nodes": [NODE], "first_step_at": now + 30})
+    record = {"job_id": name, "phase": "running", "cause": None, "seed": "0f" * 32, "nodes": [NODE]}
+    write(demo, name, record | {"first_step_at": now + 30})
     text = on_demo("status", name).stdout
     assert "state       running" in text
+    assert f"seed        {'0f' * 32}" in text
     assert "first step  after " in text
     assert "worker 1  10.0.0.5  spiffe://demo/worker/i-0123456789abcdef0  7    running" in text
 

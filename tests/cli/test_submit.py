@@ -16,6 +16,7 @@ from holdfast_cli.jobs import new_job_id, parse_timeout
 from holdfast_node.contract import dsse
 from holdfast_node.contract.documents import JOB_ID_PATTERN, JobDocument
 from holdfast_node.contract.layout import JobsBucket
+from holdfast_node.contract.seeds import SEED_PATTERN
 
 
 def read(cluster: Cluster, key: str) -> bytes:
@@ -70,6 +71,22 @@ def test_defaults_take_what_the_cluster_allows(on_demo, demo, project) -> None:
     result = on_demo("--output", "json", "submit", project, "--entry", "train.py")
     document = json.loads(result.stdout)
     assert (document["workers"], document["servers"], document["timeout_seconds"]) == (2, 3, 3600)
+
+
+def seed_of(on_demo, project, *arguments: object) -> str:
+    """Submit a job that ends at once, wait for that, and return the seed of its document."""
+    submitted = json.loads(
+        on_demo("--output", "json", "submit", project, "--entry", "train.py", "--servers", 1, *arguments).stdout
+    )
+    on_demo("status", submitted["job_id"], "--wait")
+    return str(submitted["seed"])
+
+
+def test_every_job_has_a_fresh_seed_unless_one_is_asked_for(on_demo, project) -> None:
+    first, second = seed_of(on_demo, project), seed_of(on_demo, project)
+    assert SEED_PATTERN.fullmatch(first) and SEED_PATTERN.fullmatch(second) and first != second
+    assert seed_of(on_demo, project, "--seed", first) == first
+    assert seed_of(on_demo, project, "--seed", "lucky") == hashlib.sha256(b"lucky").hexdigest()
 
 
 def test_text_output_names_the_job_and_the_next_steps(on_demo, project) -> None:

@@ -142,7 +142,7 @@ REFUSED_PROPS = {
     ),
     "no checkpoint": (
         lambda _: CheckpointRetention(keep_last=0),
-        "keep_last must be at least 1, got 0; keep one checkpoint",
+        "keep_last must be at least 1, got 0; keep one checkpoint at least",
     ),
     "a heartbeat longer than a job": (
         lambda _: JobLimits(max_seconds=60, heartbeat_seconds=60),

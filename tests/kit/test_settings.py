@@ -174,8 +174,9 @@ REFUSALS = {
     ),
     "no checkpoint kept": (
         {"checkpoints.keep_last": "0"},
-        "[checkpoints] keep_last must be between 1 and 1000, got 0; set it to how many of a job are to be kept, "
-        "recorded on the file system as tags; applied by the retention function of a later release; not enforced yet",
+        "[checkpoints] keep_last must be between 1 and 1000, got 0; set it to how many of a job are kept, "
+        "the newest ones, applied by the job's own writer after every checkpoint; the function that works at rest "
+        "comes later",
     ),
     "a scheduler never silent": (
         {"limits.heartbeat_seconds": "5"},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.kit.support import PARTS, Deployment
 
-from holdfast_node.contract.documents import NodeConfig
+from holdfast_node.contract.documents import NodeConfig, Retention
 from holdfast_node.contract.layout import UIDS, User
 from holdfast_node.contract.roles import DEFAULT_PORTS, DIALS, Role
 
@@ -155,6 +155,7 @@ def test_user_data_holds_a_nodes_configuration_between_its_markers(dev: Deployme
     assert found
     config = NodeConfig.parse(found[1])
     assert (config.cluster, config.role, config.region, config.ports) == ("dev", role, "us-east-1", DEFAULT_PORTS)
+    assert config.retention == Retention(max_age_days=7)
     assert config.jobs_bucket == "<FoundationBucketsJobs>"
     assert config.enrolment_function == "<FoundationEnrolmentFunction>"
     assert f"echo '{config.bundle.sha256}  '" in script
@@ -211,6 +212,7 @@ def test_retention_is_stamped_on_the_file_system(dev: Deployment) -> None:
     (file_system,) = dev.properties("AWS::EFS::FileSystem").values()
     tags = {tag["Key"]: tag["Value"] for tag in file_system["FileSystemTags"]}
     assert (tags["holdfast:keep-last"], tags["holdfast:max-age-days"]) == ("3", "7")
+    assert tags["holdfast:keep-best"] == "1 by lowest loss"
 
 
 def test_every_taggable_resource_names_its_cluster(dev: Deployment) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -129,6 +130,11 @@ def test_record_names_nodes_and_identities(phase: str) -> None:
         instance_id: str(role) for instance_id, role in NODES.items()
     }
     assert all(node["spiffe_id"] for node in record["nodes"])
+
+
+def test_record_holds_the_seed_that_repeats_the_job() -> None:
+    seeded = Coordination(replace(JOB, seed="0f" * 32))
+    assert json.loads(seeded.record("gathering"))["seed"] == "0f" * 32
 
 
 def test_job_whose_nodes_all_succeed_is_reported_with_a_short_output() -> None:

@@ -1,6 +1,6 @@
 """The shared checkpoint directory: EFS, encrypted, reached over TLS by the nodes' roles alone."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from aws_cdk import RemovalPolicy, Tags
 from aws_cdk import aws_ec2 as ec2
@@ -12,23 +12,35 @@ from constructs import Construct
 from holdfast.errors import PropertyError
 from holdfast.network import PrivateNetwork
 from holdfast.security_groups import NFS, closed_security_group
+from holdfast_node.contract.documents import Retention
+from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.layout import UIDS, User
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRetention:
-    """How many checkpoints of a job are to be kept, and for how long.
+    """Which checkpoints of a job are kept: the newest, for so many days, and the best ones by a metric.
 
-    Recorded on the file system as tags; applied by the retention function of a later release; not enforced yet.
+    The job's own writer applies it after every checkpoint, with what a script asks for itself in place of these
+    defaults. Tags on the file system record it; the function that works at rest comes in a later release.
     """
 
     keep_last: int = 3
     max_age_days: int = 30
+    keep_best: int = 1
+    best_metric: str = "loss"
+    best: str = "lowest"
 
     def __post_init__(self) -> None:
-        for name in ("keep_last", "max_age_days"):
-            if getattr(self, name) < 1:
-                raise PropertyError(f"{name} must be at least 1, got {getattr(self, name)}; keep one checkpoint")
+        try:
+            self.document.validate()
+        except DocumentError as error:
+            raise PropertyError(f"{error}; keep one checkpoint at least") from None
+
+    @property
+    def document(self) -> Retention:
+        """What the nodes get."""
+        return Retention(**asdict(self))
 
 
 class CheckpointStore(Construct):
@@ -72,6 +84,7 @@ class CheckpointStore(Construct):
         tags = Tags.of(self.file_system)
         tags.add("holdfast:keep-last", str(retention.keep_last))
         tags.add("holdfast:max-age-days", str(retention.max_age_days))
+        tags.add("holdfast:keep-best", f"{retention.keep_best} by {retention.best} {retention.best_metric}")
         trainer = str(UIDS[User.TRAINER])
         self.access_point = efs.AccessPoint(
             self,

@@ -54,8 +54,8 @@ class TrainingCluster(Construct):
             workers: instance type and limit.
             ports: one distinct port per role. Default: 9091, 9092 and 9093.
             limits: what no job may exceed. Default: four hours, ten minutes of silence.
-            retention: how long checkpoints are to be kept; recorded on the file system, not enforced yet. Default:
-                the last three, thirty days.
+            retention: which checkpoints of a job its writer keeps. Default: the last three for thirty days, and the
+                one with the lowest loss.
             removal_policy: what happens to checkpoints and the job log. Default: kept, unless its creation failed.
 
         Raises:
@@ -68,13 +68,14 @@ class TrainingCluster(Construct):
         self.network = network
         self.ports = dict(ports)
         names = foundation.names
+        self.retention = retention or CheckpointRetention()
         self.checkpoints = CheckpointStore(
             self,
             "Checkpoints",
             cluster_name=foundation.cluster_name,
             network=network,
             encryption_key=foundation.keys.data,
-            retention=retention or CheckpointRetention(),
+            retention=self.retention,
             removal_policy=removal_policy,
         )
         self.security_groups = {
@@ -183,6 +184,7 @@ class TrainingCluster(Construct):
             file_system_id=self.checkpoints.file_system.file_system_id,
             access_point_id=self.checkpoints.access_point.access_point_id,
             bundle=foundation.bundle.document,
+            retention=self.retention.document,
         )
         try:
             return node_user_data(config)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.roles import CLUSTER_PATTERN, DIALS, INSTANCE_ID_PATTERN, Role, overlay_address
+from holdfast_node.contract.seeds import SEED_PATTERN
 
 JOB_ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{2,62}")
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
@@ -64,11 +65,43 @@ class Bundle(Document):
         require(SHA256_PATTERN, self.sha256, "bundle.sha256")
 
 
+#: A metric's name, as scripts and settings write it.
+METRIC_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+BEST = ("lowest", "highest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention(Document):
+    """Which checkpoints of a job stay; the writer removes the others after every new one.
+
+    One stays that is among the newest `keep_last` and younger than `max_age_days`. The newest stays in any case, and so
+    do the `keep_best` best ones by the metric `best_metric` (`best` is lowest or highest), and any that is in use.
+    """
+
+    keep_last: int = 3
+    max_age_days: int = 30
+    keep_best: int = 1
+    best_metric: str = "loss"
+    best: str = "lowest"
+
+    def validate(self) -> None:
+        """Check the bounds: one checkpoint stays at least."""
+        for name, least in (("keep_last", 1), ("max_age_days", 1), ("keep_best", 0)):
+            if getattr(self, name) < least:
+                raise DocumentError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        require(METRIC_PATTERN, self.best_metric, "best_metric")
+        if self.best not in BEST:
+            raise DocumentError(f"best must be {' or '.join(BEST)}, got {self.best[:80]!r}")
+
+
+DEFAULT_RETENTION = Retention()
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig(Document):
     """A node's constants, stamped into its user data by the kit. It holds no secret.
 
-    `ports` maps every role to its pinned port. `checkpoints` is a file system id and access point id for EFS.
+    `ports` maps every role to its pinned port. `retention` is what writers of checkpoints apply by default.
     """
 
     cluster: str
@@ -84,6 +117,7 @@ class NodeConfig(Document):
     file_system_id: str
     access_point_id: str
     bundle: Bundle
+    retention: Retention = DEFAULT_RETENTION
 
     def validate(self) -> None:
         """Check the cluster's name and that the ports are complete and distinct."""
@@ -111,7 +145,8 @@ class JobDocument(Document):
     """What a job is; the operator signs it and nodes verify it before running a byte.
 
     `entry` is the script, relative to the archive's root; `args` its arguments; `model_dir` the directory,
-    relative to the working directory, that worker 0 exports; `timeout_seconds` the job's deadline after its start.
+    relative to the working directory, that worker 0 exports; `timeout_seconds` the job's deadline after its start;
+    `seed` (64 hex digits) is what every process derives its random numbers from, for training only.
     """
 
     job_id: str
@@ -124,10 +159,11 @@ class JobDocument(Document):
     model_dir: str
     timeout_seconds: int
     code: CodeArchive
+    seed: str | None = None
     version: int = DOCUMENT_VERSION
 
     def validate(self) -> None:
-        """Check names, paths and counts."""
+        """Check names, paths, counts and the seed's form."""
         require(JOB_ID_PATTERN, self.job_id, "job_id")
         require(CLUSTER_PATTERN, self.cluster, "cluster")
         require(RELATIVE_PATH_PATTERN, self.entry, "entry")
@@ -135,6 +171,8 @@ class JobDocument(Document):
         for name in ("workers", "servers", "timeout_seconds"):
             if getattr(self, name) < 1:
                 raise DocumentError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed is not None:
+            require(SEED_PATTERN, self.seed, "seed")
         if self.version != DOCUMENT_VERSION:
             raise DocumentError(f"version must be {DOCUMENT_VERSION}, got {self.version}")
 

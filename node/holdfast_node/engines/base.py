@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from holdfast_node.contract.documents import JobDocument, Peer, Rendezvous
+from holdfast_node.contract.documents import DEFAULT_RETENTION, JobDocument, Peer, Rendezvous, Retention
 from holdfast_node.contract.roles import Role
 
 
@@ -30,6 +30,7 @@ class Engine(Protocol):
         code: Path,
         work: Path,
         checkpoints: Path,
+        retention: Retention = DEFAULT_RETENTION,
     ) -> Launch:
         """Return how this node's part of the job is started; it binds and dials overlay addresses only."""
         ...

@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from holdfast_node.contract.documents import (
     Peer,
     Registration,
     Rendezvous,
+    Retention,
 )
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.roles import Role
@@ -56,6 +58,7 @@ REFUSED = {
     "a number as a string": (changed(workers="2"), "JobDocument.workers must be int, got '2'"),
     "a boolean as a number": (changed(workers=True), "JobDocument.workers must be int, got True"),
     "no workers": (changed(workers=0), "workers must be at least 1, got 0"),
+    "a seed that is a word": (changed(seed="lucky"), "seed must match [0-9a-f]{64}, got 'lucky'"),
     "an entry that leaves the archive": (changed(entry="../x.py"), "entry must match"),
     "an absolute entry": (changed(entry="/etc/passwd"), "entry must match"),
     "an entry that climbs inside": (changed(entry="a/../../x.py"), "entry must match"),
@@ -131,3 +134,24 @@ def test_rendezvous_refuses(seats: list[tuple[str, int, str]]) -> None:
 def test_control_refuses_a_start_without_zone(moment: str) -> None:
     with pytest.raises(DocumentError, match="started_at must be an ISO 8601 time with its zone"):
         Control.parse(json.dumps({"job_id": "abc", "started_at": moment, "task_token": "t"}))
+
+
+RETENTIONS = {
+    "none kept": ({"keep_last": 0}, "keep_last must be at least 1, got 0"),
+    "no day": ({"max_age_days": 0}, "max_age_days must be at least 1, got 0"),
+    "less than no best": ({"keep_best": -1}, "keep_best must be at least 0, got -1"),
+    "no metric's name": ({"best_metric": "a b"}, "best_metric must match [A-Za-z0-9][A-Za-z0-9._-]{0,63}, got 'a b'"),
+    "neither way": ({"best": "middle"}, "best must be lowest or highest, got 'middle'"),
+    "an unknown rule": ({"keep_worst": 1}, "Retention has unknown keys ['keep_worst'], allowed: ['best', "),
+}
+
+
+@pytest.mark.parametrize("case", RETENTIONS)
+def test_impossible_retention_is_refused(case: str) -> None:
+    change, message = RETENTIONS[case]
+    with pytest.raises(DocumentError, match=re.escape(message)):
+        Retention.parse(json.dumps(change))
+
+
+def test_absent_retention_rules_have_their_defaults() -> None:
+    assert Retention.parse(b'{"keep_last":5}') == Retention(keep_last=5)

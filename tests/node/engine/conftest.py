@@ -27,7 +27,7 @@ peers = [Peer(role=role, rank=rank, instance_id=f"i-{index:08x}{rank:04x}", addr
          for index, (role, count) in enumerate(counts.items()) for rank in range(count)]
 job = JobDocument(job_id="test-job", cluster="test", engine="mxnet", entry=spec["entry"], args=tuple(spec["args"]),
     workers=spec["workers"], servers=spec["servers"], model_dir="model", timeout_seconds=60,
-    code=CodeArchive(sha256="0" * 64, size=1))
+    code=CodeArchive(sha256="0" * 64, size=1), seed=spec["seed"])
 ports = {Role(name): port for name, port in spec["ports"].items()}
 launches = {}
 for peer in peers:
@@ -75,12 +75,13 @@ class Cluster:
     args: tuple[str, ...] = ()
     workers: int = 2
     servers: int = 2
+    seed: str | None = None
     ports: dict[str, int] = field(default_factory=free_ports)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     launches: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        keys = ("root", "code", "entry", "args", "workers", "servers", "ports")
+        keys = ("root", "code", "entry", "args", "workers", "servers", "seed", "ports")
         spec = json.dumps({key: value for key, value in self.__dict__.items() if key in keys}, default=str)
         done = run_node(PREPARE, spec, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr

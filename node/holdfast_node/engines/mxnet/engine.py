@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import holdfast_node
-from holdfast_node.contract.documents import JobDocument, Peer, Rendezvous
+from holdfast_node.contract.documents import DEFAULT_RETENTION, JobDocument, Peer, Rendezvous, Retention
 from holdfast_node.contract.roles import Role, overlay_address
+from holdfast_node.contract.seeds import derive
 from holdfast_node.engines.base import Launch
 
 #: All that a launch takes from the agent's own environment: what its interpreter needs to start again.
@@ -31,6 +32,7 @@ class MXNetEngine:
         code: Path,
         work: Path,
         checkpoints: Path,
+        retention: Retention = DEFAULT_RETENTION,
     ) -> Launch:
         """Return how this node's part of the job is started; it binds and dials overlay addresses only."""
         env = _python_environment() | {
@@ -39,6 +41,7 @@ class MXNetEngine:
             "OMP_NUM_THREADS": str(_threads()),
             "CHECKPOINT_DIR": str(checkpoints / job.job_id),
             "MODEL_DIR": str(work / job.model_dir),
+            "HOLDFAST_RETENTION": retention.to_json().decode(),
             "DMLC_PS_ROOT_URI": overlay_address(Role.SCHEDULER, 0),
             "DMLC_PS_ROOT_PORT": str(ports[Role.SCHEDULER]),
             "DMLC_NUM_SERVER": str(_count(rendezvous, Role.SERVER)),
@@ -46,6 +49,8 @@ class MXNetEngine:
             "DMLC_NODE_HOST": me.overlay,
             "PORT": str(ports[me.role]),
         }
+        if job.seed is not None:
+            env["HOLDFAST_SEED"] = derive(job.seed, me.role.value, me.rank)
         # -P: the working directory, which the job's code can write, is not where modules come from.
         python = (sys.executable, "-P", "-m")
         if me.role is Role.WORKER:
