@@ -17,7 +17,7 @@ from holdfast.findings import acknowledge
 from holdfast.names import ClusterNames
 from holdfast.packing import pack_function
 from holdfast_node.contract.layout import JobsBucket
-from holdfast_node.contract.roles import Role
+from holdfast_node.contract.roles import NODE_ROLES
 
 SOURCES = Path(__file__).parent / "functions" / "enrolment"
 #: What the function calls (handler.py).
@@ -94,7 +94,9 @@ class EnrolmentFunction(Construct):
             reason="ec2:DescribeInstances and autoscaling:DescribeAutoScalingInstances have no resource-level scope.",
         )
         directory, packed_digest = pack_function(SOURCES, cache_directory or Path.cwd() / ".build", services=SERVICES)
-        roles = {str(role): {"role_arn": names.role_arn(role, stack), "group": names.group(role)} for role in Role}
+        roles = {
+            str(role): {"role_arn": names.role_arn(role, stack), "group": names.group(role)} for role in NODE_ROLES
+        }
         self.function = lambda_.Function(
             self,
             "Function",

@@ -11,7 +11,7 @@ from aws_cdk import Arn, ArnComponents, ArnFormat, Stack
 from holdfast.errors import PropertyError
 from holdfast_node.contract.documents import require
 from holdfast_node.contract.errors import DocumentError
-from holdfast_node.contract.roles import CLUSTER_PATTERN, Role
+from holdfast_node.contract.roles import CLUSTER_PATTERN, NodeRole
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class ClusterNames:
         except DocumentError as error:
             raise PropertyError(f"{error}; use lower-case letters, digits and hyphens") from None
 
-    def group(self, role: Role) -> str:
+    def group(self, role: NodeRole) -> str:
         """Return the name of the role's Auto Scaling group and of its launch template."""
         return f"{self.cluster}-{role}"
 
-    def role(self, role: Role, stack: Stack) -> str:
+    def role(self, role: NodeRole, stack: Stack) -> str:
         """Return the name of the IAM role; IAM is global, so the region is part of it."""
         return f"{self.cluster}-{stack.region}-{role}"
 
-    def role_arn(self, role: Role, stack: Stack) -> str:
+    def role_arn(self, role: NodeRole, stack: Stack) -> str:
         """Return the ARN of the IAM role without referring to it."""
         return Arn.format(
             ArnComponents(service="iam", region="", resource="role", resource_name=self.role(role, stack)), stack

@@ -14,7 +14,7 @@ from pathlib import Path
 from holdfast_node.contract.documents import NodeConfig
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.layout import UIDS, NodePaths, User
-from holdfast_node.contract.roles import OVERLAY_NETWORK, Role
+from holdfast_node.contract.roles import OVERLAY_NETWORK, NodeRole, Role
 
 #: Instance metadata, https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
 METADATA_ADDRESS = "169.254.169.254"
@@ -62,10 +62,13 @@ table inet holdfast {{
 """
 
 
-def ruleset(*, role: Role, ports: dict[Role, int], uids: dict[User, int]) -> str:
-    """Return the nftables rules of a node; applying them twice gives the same table."""
+def ruleset(*, role: NodeRole, ports: dict[Role, int], uids: dict[User, int], port: int | None = None) -> str:
+    """Return the nftables rules of a node; applying them twice gives the same table.
+
+    `port` is where it listens; default: its role's.
+    """
     return _RULES.format(
-        port=ports[role],
+        port=port or ports[Role(role)],
         ports=", ".join(str(ports[peer]) for peer in Role),
         rate=PEER_HANDSHAKES_PER_SECOND,
         burst=2 * PEER_HANDSHAKES_PER_SECOND,
@@ -98,7 +101,7 @@ def main() -> int:
     paths = NodePaths(parser.parse_args().root)
     try:
         config = NodeConfig.parse(paths.config.read_bytes())
-        apply(ruleset(role=config.role, ports=config.ports, uids=UIDS))
+        apply(ruleset(role=config.role, ports=config.ports, uids=UIDS, port=config.port))
     except (HoldfastError, OSError) as error:
         print(f"firewall: {error}", file=sys.stderr)
         return 1

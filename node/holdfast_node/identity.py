@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from holdfast_node.contract.documents import NodeConfig, Registration
 from holdfast_node.contract.errors import HoldfastError, VerificationError
-from holdfast_node.contract.roles import Role, spiffe_id
+from holdfast_node.contract.roles import NodeRole, Role, spiffe_id
 from holdfast_node.issued import check_issued
 
 #: The headers that the proof's signature covers beside `host`.
@@ -68,7 +68,7 @@ class IdentityError(HoldfastError):
 class Identity:
     """Who this node is, as its certificate says; key, certificate and CA are in the directory that `enrol` wrote."""
 
-    role: Role
+    role: NodeRole
     instance_id: str
     address: str
     spiffe_id: str
@@ -84,7 +84,7 @@ class Identity:
     def registration(self, address: str | None = None) -> Registration:
         """Return this node's registration; `address` replaces EC2's where the host listens on another one."""
         return Registration(
-            role=self.role,
+            role=Role(self.role),  # a predictor has no part in jobs and registers for none
             instance_id=self.instance_id,
             address=address or self.address,
             spiffe_id=self.spiffe_id,

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from holdfast_node.contract.errors import VerificationError
-from holdfast_node.contract.roles import Role, node_name, role_name, spiffe_id
+from holdfast_node.contract.roles import NodeRole, node_name, role_name, spiffe_id
 
 #: How far the function's clock may be ahead of this node's; the function backdates by as much.
 CLOCK_TOLERANCE = timedelta(seconds=60)
@@ -34,7 +34,7 @@ def check_issued(
     ca_pem: str,
     key: ec.EllipticCurvePublicKey,
     cluster: str,
-    role: Role,
+    role: NodeRole,
     instance_id: str,
     now: datetime,
 ) -> IssuedCertificate:
@@ -91,7 +91,7 @@ def _check_ca(ca: x509.Certificate) -> None:
         raise VerificationError("the CA in the answer may not sign certificates")
 
 
-def _check_names(certificate: x509.Certificate, cluster: str, role: Role, instance_id: str) -> str:
+def _check_names(certificate: x509.Certificate, cluster: str, role: NodeRole, instance_id: str) -> str:
     names = _extension(certificate, x509.SubjectAlternativeName)
     addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
     expected: list[x509.GeneralName] = [

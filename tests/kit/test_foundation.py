@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.kit.support import PARTS, Deployment, as_list, by_sid
 
-from holdfast_node.contract.roles import Role
+from holdfast_node.contract.roles import NODE_ROLES, Role
 
 JOBS, MODELS = "<FoundationBucketsJobs", "<FoundationBucketsModels"
 DATA_KEY = "<FoundationKeysData.Arn>"
@@ -215,7 +215,7 @@ def test_enrolment_function_knows_each_role_and_group_by_name(dev: Deployment) -
             "role_arn": f"arn:aws:iam::<AWS::AccountId>:role/dev-us-east-1-{role}",
             "group": f"dev-{role}",
         }
-        for role in Role
+        for role in NODE_ROLES
     }
     assert environment == {
         "HOLDFAST_CLUSTER": "dev",

@@ -8,7 +8,7 @@ import pytest
 
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.layout import UIDS, User
-from holdfast_node.contract.roles import DEFAULT_PORTS, Role
+from holdfast_node.contract.roles import DEFAULT_PORTS, Role, Serving
 from holdfast_node.firewall import apply, ruleset
 
 # Connects as a uid and prints "open", "refused" or "dropped".
@@ -89,3 +89,9 @@ def test_only_the_own_role_s_port_is_open_to_peers() -> None:
 def test_bad_rules_are_refused_with_nft_s_own_words() -> None:
     with pytest.raises(HoldfastError, match=r"nft refused the node's rules: .*syntax error"):
         apply("table inet holdfast { nonsense }")
+
+
+def test_a_predictor_s_own_port_is_open_to_clients_and_no_role_s() -> None:
+    rules = ruleset(role=Serving.PREDICTOR, ports=DEFAULT_PORTS, uids=UIDS, port=9094)
+    inbound = [line.strip() for line in rules.splitlines() if "jump peer" in line]
+    assert inbound == ["tcp dport 9094 ct state new jump peer"]

@@ -11,11 +11,21 @@ import types
 import typing
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
 from holdfast_node.contract.errors import DocumentError
-from holdfast_node.contract.roles import CLUSTER_PATTERN, DIALS, INSTANCE_ID_PATTERN, Role, overlay_address
+from holdfast_node.contract.roles import (
+    CLUSTER_PATTERN,
+    DIALS,
+    INSTANCE_ID_PATTERN,
+    PREDICTOR_PORT,
+    NodeRole,
+    Role,
+    Serving,
+    overlay_address,
+)
 from holdfast_node.contract.seeds import SEED_PATTERN
 
 JOB_ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{2,62}")
@@ -23,6 +33,9 @@ SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 RELATIVE_PATH_PATTERN = re.compile(r"(?!/)(?!.*(?:^|/)\.\.?(?:/|$))[A-Za-z0-9._/-]{1,200}")
 DOCUMENT_VERSION = 1
 MAX_REASON_CHARACTERS = 200
+#: Decimals of a probability that may leave a predictor: with three a linear model is as good as copied from ten times
+#: as many answers as it has parameters (docs/predictions.md).
+MAX_DIGITS = 3
 
 D = TypeVar("D", bound="Document")
 
@@ -97,15 +110,66 @@ class Retention(Document):
 DEFAULT_RETENTION = Retention()
 
 
+class Output(StrEnum):
+    """What of a prediction leaves a predictor; scores and logits never do."""
+
+    LABELS = "labels"
+    TOP_K = "top-k"
+    PROBABILITIES = "probabilities"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions(Document):
+    """What a predictor serves and how much of it one client gets (docs/predictions.md has the numbers behind).
+
+    `job_id` names the signed model. `digits` is how many decimals of a probability leave; `top_k` how many labels do
+    where `output` is `top-k`. `batch_rows` is the most rows of one request, `rows_per_minute` and `rows_per_day` the
+    most of one client. `client_ca` is the PEM of the authority that clients' certificates come from; empty: the
+    cluster's own.
+    """
+
+    job_id: str
+    port: int = PREDICTOR_PORT
+    output: Output = Output.PROBABILITIES
+    digits: int = 2
+    top_k: int = 3
+    batch_rows: int = 32
+    rows_per_minute: int = 120
+    rows_per_day: int = 5_000
+    client_ca: str = ""
+
+    def validate(self) -> None:
+        """Check that every number can work; three decimals and more are refused, because they give the model away."""
+        require(JOB_ID_PATTERN, self.job_id, "predictions.job_id")
+        bounds = {
+            "port": (1024, 65535),
+            "digits": (1, MAX_DIGITS),
+            "top_k": (1, 100),
+            "batch_rows": (1, 1024),
+            "rows_per_minute": (1, 1_000_000),
+            "rows_per_day": (1, 1_000_000_000),
+        }
+        for name, (least, most) in bounds.items():
+            if not least <= getattr(self, name) <= most:
+                raise DocumentError(f"predictions.{name} must be between {least} and {most}, got {getattr(self, name)}")
+        if self.rows_per_minute < self.batch_rows:
+            raise DocumentError(
+                f"predictions.rows_per_minute must be at least batch_rows ({self.batch_rows}), got "
+                f"{self.rows_per_minute}; a full request could never be answered"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig(Document):
     """A node's constants, stamped into its user data by the kit. It holds no secret.
 
-    `ports` maps every role to its pinned port. `retention` is what writers of checkpoints apply by default.
+    `ports` maps every role of a job to its pinned port. `retention` is what writers of checkpoints apply by default.
+    `predictions` is a predictor's alone; it mounts no file system, so its `file_system_id` and `access_point_id` are
+    empty.
     """
 
     cluster: str
-    role: Role
+    role: NodeRole
     region: str
     ports: dict[Role, int]
     jobs_bucket: str
@@ -118,10 +182,21 @@ class NodeConfig(Document):
     access_point_id: str
     bundle: Bundle
     retention: Retention = DEFAULT_RETENTION
+    predictions: Predictions | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that this node listens on."""
+        if isinstance(self.role, Role):
+            return self.ports[self.role]
+        assert self.predictions is not None  # validated
+        return self.predictions.port
 
     def validate(self) -> None:
-        """Check the cluster's name and that the ports are complete and distinct."""
+        """Check the cluster's name, that the ports are complete and distinct, and who serves predictions."""
         require(CLUSTER_PATTERN, self.cluster, "cluster")
+        if (self.predictions is not None) != (self.role is Serving.PREDICTOR):
+            raise DocumentError(f"predictions must be given for a predictor and for nobody else, this is a {self.role}")
         if set(self.ports) != set(Role) or len(set(self.ports.values())) != len(Role):
             raise DocumentError(f"ports must name one distinct port for each of {[r.value for r in Role]}")
 
@@ -343,8 +418,10 @@ def _build(cls: type[Any], value: Any, where: str) -> Any:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        (inner,) = [argument for argument in arguments if argument is not types.NoneType]
-        return None if value is None else _convert(inner, value, where)
+        inner = [argument for argument in arguments if argument is not types.NoneType]
+        if all(isinstance(argument, type) and issubclass(argument, StrEnum) for argument in inner):
+            return _member(inner, value, where)
+        return None if value is None else _convert(inner[0], value, where)
     if origin is tuple:
         if not isinstance(value, list):
             raise DocumentError(f"{where} must be a list, got {type(value).__name__}")
@@ -355,11 +432,15 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return {_convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type[Any], kind), value, where)
-    if kind is Role:
-        try:
-            return Role(value)
-        except ValueError:
-            raise DocumentError(f"{where} must be one of {[role.value for role in Role]}, got {value!r}") from None
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return _member([kind], value, where)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise DocumentError(f"{where} must be {kind.__name__}, got {value!r}")
     return value
+
+
+def _member(kinds: list[type[StrEnum]], value: Any, where: str) -> StrEnum:
+    members = {member.value: member for kind in kinds for member in kind}
+    if not isinstance(value, str) or value not in members:
+        raise DocumentError(f"{where} must be one of {list(members)}, got {value!r}")
+    return members[value]

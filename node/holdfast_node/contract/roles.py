@@ -21,6 +21,18 @@ class Role(StrEnum):
     WORKER = "worker"
 
 
+class Serving(StrEnum):
+    """A node's part outside jobs: it enrols like the others, and no job raises, counts or dials it."""
+
+    PREDICTOR = "predictor"
+
+
+NodeRole = Role | Serving
+#: Every role that the enrolment function gives a certificate for.
+NODE_ROLES: tuple[NodeRole, ...] = (*Role, *Serving)
+
+#: Where a predictor listens; free in the IANA registry's user range, like the trainer's ports below.
+PREDICTOR_PORT = 9094
 DEFAULT_PORTS: dict[Role, int] = {Role.SCHEDULER: 9091, Role.SERVER: 9092, Role.WORKER: 9093}
 
 #: Who dials whom. Measured with default-drop rules: training completes with all six pairs and with no fewer;
@@ -51,16 +63,16 @@ def overlay_address(role: Role, rank: int) -> str:
     return f"127.77.{_OVERLAY_THIRD_OCTET[role]}.{1 if role is Role.SCHEDULER else 249 - rank}"
 
 
-def role_name(cluster: str, role: Role) -> str:
+def role_name(cluster: str, role: NodeRole) -> str:
     """Return the DNS name that every node of a role carries in its certificate."""
     return f"{role}.{cluster}.{DOMAIN}"
 
 
-def node_name(cluster: str, role: Role, instance_id: str) -> str:
+def node_name(cluster: str, role: NodeRole, instance_id: str) -> str:
     """Return the DNS name that only this node carries in its certificate: what its peers check."""
     return f"{instance_id}.{role}.{cluster}.{DOMAIN}"
 
 
-def spiffe_id(cluster: str, role: Role, instance_id: str) -> str:
+def spiffe_id(cluster: str, role: NodeRole, instance_id: str) -> str:
     """Return the node's SPIFFE identifier (spiffe.io, SPIFFE-ID specification, section 2)."""
     return f"spiffe://{cluster}/{role}/{instance_id}"

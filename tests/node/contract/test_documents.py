@@ -8,14 +8,17 @@ from holdfast_node.contract.documents import (
     CodeArchive,
     Control,
     JobDocument,
+    NodeConfig,
     NodeResult,
+    Output,
     Peer,
+    Predictions,
     Registration,
     Rendezvous,
     Retention,
 )
 from holdfast_node.contract.errors import DocumentError
-from holdfast_node.contract.roles import Role
+from holdfast_node.contract.roles import Role, Serving
 
 JOB = JobDocument(
     job_id="digits-1",
@@ -155,3 +158,58 @@ def test_impossible_retention_is_refused(case: str) -> None:
 
 def test_absent_retention_rules_have_their_defaults() -> None:
     assert Retention.parse(b'{"keep_last":5}') == Retention(keep_last=5)
+
+
+PREDICTOR = {
+    "cluster": "demo",
+    "role": "predictor",
+    "region": "us-east-1",
+    "ports": {"scheduler": 9091, "server": 9092, "worker": 9093},
+    **dict.fromkeys(
+        ("jobs_bucket", "models_bucket", "enrolment_function", "job_signing_key", "model_signing_key"), "x"
+    ),
+    **dict.fromkeys(("log_group", "file_system_id", "access_point_id"), "x"),
+    "bundle": {"bucket": "assets", "key": "bundle.zip", "sha256": "0" * 64},
+    "predictions": {"job_id": "digits-1"},
+}
+
+
+def test_a_predictors_configuration_rounds_and_limits_by_default() -> None:
+    config = NodeConfig.parse(json.dumps(PREDICTOR))
+    assert config.role is Serving.PREDICTOR and config.port == 9094
+    assert config.predictions == Predictions(
+        job_id="digits-1", output=Output.PROBABILITIES, digits=2, batch_rows=32, rows_per_minute=120, rows_per_day=5000
+    )
+    assert NodeConfig.parse(config.to_json()) == config
+
+
+REFUSED_PREDICTORS: dict[str, tuple[dict[str, Any], str]] = {
+    "a worker that predicts": ({"role": "worker"}, "predictions must be given for a predictor and for nobody else"),
+    "nothing to predict with": ({"predictions": None}, "predictions must be given for a predictor and for nobody else"),
+    "an unknown role": (
+        {"role": "mayor"},
+        "must be one of ['scheduler', 'server', 'worker', 'predictor'], got 'mayor'",
+    ),
+    "logits": (
+        {"predictions": {"job_id": "digits-1", "output": "logits"}},
+        "output must be one of ['labels', 'top-k', 'probabilities'], got 'logits'",
+    ),
+    "full precision": (
+        {"predictions": {"job_id": "digits-1", "digits": 17}},
+        "predictions.digits must be between 1 and 3, got 17",
+    ),
+    "a port for root": ({"predictions": {"job_id": "digits-1", "port": 443}}, "predictions.port must be between 1024"),
+    "requests that no minute holds": (
+        {"predictions": {"job_id": "digits-1", "rows_per_minute": 10}},
+        "predictions.rows_per_minute must be at least batch_rows (32), got 10; a full request could never be answered",
+    ),
+    "a job id that is a path": ({"predictions": {"job_id": "../x"}}, "predictions.job_id must match"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_PREDICTORS)
+def test_a_predictors_configuration_refuses(case: str) -> None:
+    changes, message = REFUSED_PREDICTORS[case]
+    with pytest.raises(DocumentError) as refusal:
+        NodeConfig.parse(json.dumps(PREDICTOR | changes))
+    assert message in str(refusal.value)

@@ -44,7 +44,7 @@ ENVIRONMENT = {
     "HOLDFAST_ROLES": json.dumps(
         {
             role: {"role_arn": f"arn:aws:iam::{ACCOUNT}:role/nodes/demo-{role}", "group": f"demo-{role}"}
-            for role in ("scheduler", "server", "worker")
+            for role in ("scheduler", "server", "worker", "predictor")
         }
     ),
 }
@@ -210,4 +210,6 @@ def node_config(**changes: Any) -> NodeConfig:
         "access_point_id": "fsap-1",
         "bundle": {"bucket": "assets", "key": "bundle.zip", "sha256": "0" * 64},
     }
+    if changes.get("role") == "predictor":
+        values["predictions"] = {"job_id": "digits-1"}
     return NodeConfig.parse(json.dumps(values | changes))

@@ -37,9 +37,9 @@ REFUSALS = {
         {"HOLDFAST_ROLES": roles(worker={"role_arn": ARN.replace("role/", "user/"), "group": "g"})},
         "HOLDFAST_ROLES.worker must have an IAM role's ARN and a group, got 'arn:aws:iam::111122223333:user/",
     ),
-    "a fourth role": (
+    "a role too many": (
         {"HOLDFAST_ROLES": roles(admin={"role_arn": ARN, "group": "x"})},
-        "must have exactly ['scheduler', 'server', 'worker'], got ['admin', 'scheduler', 'server', 'worker']",
+        "must have exactly ['scheduler', 'server', 'worker', 'predictor'], got ['admin', 'predictor', ",
     ),
     "two accounts": (
         {"HOLDFAST_ROLES": roles(worker={"role_arn": ARN.replace(ACCOUNT, "999988887777"), "group": "demo-worker"})},

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_der_publ
 from identity_support import CLUSTER, FUNCTION, make_csr, node_config
 
 from holdfast_local.emulator.process import Emulator
-from holdfast_node.contract.roles import Role
+from holdfast_node.contract.roles import NODE_ROLES
 from holdfast_node.identity import CSR_HEADER, Identity, IdentityError, enrol, prove
 from holdfast_node.signing import kms_signer, kms_verifier
 
@@ -42,7 +42,7 @@ class Cloud:
         trust = {"Action": "sts:AssumeRole", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}}
         invoke = document({"Action": "lambda:InvokeFunction", "Resource": "*"})
         self.roles: dict[str, str] = {}
-        for name in [f"demo-{role}" for role in Role] + ["demo-other"]:
+        for name in [f"demo-{role}" for role in NODE_ROLES] + ["demo-other"]:
             self.roles[name] = iam.create_role(RoleName=name, AssumeRolePolicyDocument=document(trust))["Role"]["Arn"]
             iam.put_role_policy(RoleName=name, PolicyName="invoke", PolicyDocument=invoke)
         self.instances = self._instances()
@@ -72,7 +72,7 @@ class Cloud:
         with zipfile.ZipFile(archive, "w") as file:
             for path in FUNCTION.glob("*.py"):
                 file.write(path, path.name)
-        roles = {role: {"role_arn": self.roles[f"demo-{role}"], "group": f"demo-{role}"} for role in Role}
+        roles = {role: {"role_arn": self.roles[f"demo-{role}"], "group": f"demo-{role}"} for role in NODE_ROLES}
         variables = {
             "HOLDFAST_CLUSTER": CLUSTER,
             "HOLDFAST_CA_KEY": key,
@@ -96,7 +96,7 @@ class Cloud:
         data = {"ImageId": "ami-0123456789abcdef0", "InstanceType": "c5.large"}
         template = ec2.create_launch_template(LaunchTemplateName="node", LaunchTemplateData=data)["LaunchTemplate"]
         found = {}
-        for role in Role:
+        for role in NODE_ROLES:
             group = f"demo-{role}"
             scaling.create_auto_scaling_group(
                 AutoScalingGroupName=group,
@@ -140,10 +140,10 @@ def enrol_as(cloud: Cloud, role: str, tls: Path, *, instance: str | None = None,
 
 
 def test_a_node_of_each_role_enrols_with_one_ca(cloud: Cloud, tmp_path: Path) -> None:
-    for role in Role:
+    for role in NODE_ROLES:
         identity = enrol_as(cloud, role, tmp_path / role)
         assert (identity.role, identity.address) == (role, cloud.instances[f"demo-{role}"]["PrivateIpAddress"])
-    authorities = {(tmp_path / role / "ca.pem").read_bytes() for role in Role}
+    authorities = {(tmp_path / role / "ca.pem").read_bytes() for role in NODE_ROLES}
     assert authorities == {cloud.client("s3").get_object(Bucket="jobs", Key="pki/ca.pem")["Body"].read()}
     ca = x509.load_pem_x509_certificate(authorities.pop())
     der = cloud.client("kms").get_public_key(KeyId=cloud.ca_key)["PublicKey"]

@@ -15,15 +15,15 @@ from holdfast_node.contract import layout, roles
 CLUSTER, INSTANCE = "demo", "i-0123456789abcdef0"
 
 
-@pytest.mark.parametrize("role", roles.Role)
+@pytest.mark.parametrize("role", roles.NODE_ROLES)
 @pytest.mark.parametrize("name", ["role_name", "node_name", "spiffe_id"])
-def test_a_certificates_names_are_the_contracts(name: str, role: roles.Role) -> None:
+def test_a_certificates_names_are_the_contracts(name: str, role: roles.NodeRole) -> None:
     arguments = (CLUSTER, role) if name == "role_name" else (CLUSTER, role, INSTANCE)
     assert getattr(names, name)(*arguments) == getattr(roles, name)(*arguments)
 
 
 def test_constants_are_the_contracts() -> None:
-    assert tuple(role.value for role in roles.Role) == names.ROLES
+    assert tuple(role.value for role in roles.NODE_ROLES) == names.ROLES
     assert names.DOMAIN == roles.DOMAIN
     assert names.CLUSTER_PATTERN == roles.CLUSTER_PATTERN
     assert names.INSTANCE_ID_PATTERN == roles.INSTANCE_ID_PATTERN

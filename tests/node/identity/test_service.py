@@ -153,7 +153,7 @@ REFUSALS: dict[str, tuple[Callable[[World], Any], str, str]] = {
     "another role": (
         _another_role,
         "unknown_role",
-        "must be one of ['demo-scheduler', 'demo-server', 'demo-worker'], ",
+        "must be one of ['demo-predictor', 'demo-scheduler', 'demo-server', 'demo-worker'], ",
     ),
     "a user": (_user, "not_an_instance", "must be an EC2 instance's role session, got 'arn:aws:iam::"),
     "a federated user": (_federated, "not_an_instance", "must be an EC2 instance's role session"),

@@ -42,7 +42,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     """Return the settings in `environment`.
 
     `HOLDFAST_ROLES` is JSON: `{"worker": {"role_arn": "arn:…", "group": "<Auto Scaling group>"}, …}` for each of the
-    three roles, all in the account that the function serves. `HOLDFAST_CERT_HOURS` defaults to 24.
+    roles, all in the account that the function serves. `HOLDFAST_CERT_HOURS` defaults to 24.
 
     Raises:
         ConfigurationError: a variable is missing or impossible.

@@ -6,7 +6,7 @@
 import re
 
 DOMAIN = "holdfast"
-ROLES = ("scheduler", "server", "worker")
+ROLES = ("scheduler", "server", "worker", "predictor")
 CLUSTER_PATTERN = re.compile(r"[a-z][a-z0-9-]{1,30}[a-z0-9]")
 INSTANCE_ID_PATTERN = re.compile(r"i-[0-9a-f]{8,17}")
 CA_CERTIFICATE_KEY = "pki/ca.pem"
