@@ -2,8 +2,9 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from holdfast_local.hosts.errors import HostsError
 from holdfast_local.hosts.namespaces import NetworkNamespace, run_in, write_setting
@@ -13,6 +14,8 @@ METADATA_ADDRESS = "169.254.169.254"
 #: A host's own interface; Amazon Linux's primary interface is ens5 or eth0 by instance type.
 HOST_INTERFACE = "eth0"
 _SECONDS = 15
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,10 @@ class Fabric:
             if "counter" in entry
         }
         return Drops(refused=packets.get(REFUSED, 0), spoofed=packets.get(SPOOFED, 0))
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Return what `function` returns when it is called inside the switch, where every packet passes."""
+        return self._namespace.run(function)
 
     def close(self) -> None:
         """Let go of the switch; its namespace and interfaces vanish."""

@@ -16,7 +16,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
-CLONE_NEWNET = 0x40000000  # <linux/sched.h>
+# <linux/sched.h>
+CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 T = TypeVar("T")
@@ -25,13 +26,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NetworkNamespace:
-    """A new network namespace that lives as long as this process (or until `close`)."""
+    """A new network namespace that lives as long as this process (or until `close`).
 
-    def __init__(self) -> None:
+    With `also` (`CLONE_…`) its thread gets further namespaces: with a process namespace, the first process that is
+    started inside is its init, and no thread can be.
+    """
+
+    def __init__(self, *, also: int = 0) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="network-namespace", daemon=True)
         self._thread.start()
-        self.run(lambda: _call("unshare", CLONE_NEWNET))
+        self.run(lambda: _call("unshare", CLONE_NEWNET | also))
+
+    @property
+    def thread_id(self) -> int:
+        """The id that stands for this namespace where a process id is wanted: its thread's."""
+        return self._thread.native_id or 0
 
     def run(self, function: Callable[[], T]) -> T:
         """Return what `function` returns when it is called inside the namespace; raise what it raises."""
