@@ -25,6 +25,7 @@ class FoundationStack(ClusterStack):
             access_log_retention=Duration.days(settings.cluster.log_retention_days),
             removal_policy=self.data_removal,
             enrolment_concurrency=settings.limits.enrolment_concurrency,
+            certificate_hours=settings.identity.certificate_hours,
             node_source=node_source,
             cache_directory=cache_directory,
         )

@@ -17,8 +17,10 @@ from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gp
 RESERVED_ADDRESSES = 5
 #: Four interface endpoints and one mount target in every subnet.
 FIXED_ADDRESSES = 5
-#: An hour less than node certificates live (holdfast.training.jobs, MAX_JOB_SECONDS).
-MAX_JOB_HOURS = 23
+#: A week, as in holdfast.training.jobs (MAX_JOB_SECONDS).
+MAX_JOB_HOURS = 168
+#: A week, as in holdfast.enrolment (MAX_CERTIFICATE_HOURS).
+MAX_CERTIFICATE_HOURS = 168
 PRIVATE_RANGES = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 #: What CloudWatch Logs accepts (CloudWatch Logs API, PutRetentionPolicy).
 LOG_RETENTION_DAYS = (
@@ -154,8 +156,7 @@ class Limits(_Section):
     """What no job may exceed."""
 
     max_hours: Annotated[int, Field(ge=1, le=MAX_JOB_HOURS)] = Field(
-        default=4,
-        description="the longest that a job may run; node certificates live 24 hours and are not renewed during a job",
+        default=4, description="the longest that a job may run; certificates are renewed while it does"
     )
     usd_per_job: Annotated[float, Field(ge=0, le=1_000_000)] | None = Field(
         default=None, description="the most that a job may cost, from max, max_hours and usd_per_hour; none if absent"
@@ -170,6 +171,14 @@ class Limits(_Section):
     )
 
 
+class Identity(_Section):
+    """The nodes' certificates."""
+
+    certificate_hours: Annotated[int, Field(ge=1, le=MAX_CERTIFICATE_HOURS)] = Field(
+        default=24, description="how many hours a node's certificate lives; it is renewed after two thirds of them"
+    )
+
+
 class Settings(_Section):
     """One deployment."""
 
@@ -181,6 +190,7 @@ class Settings(_Section):
     ports: Ports = Ports()
     checkpoints: Checkpoints = Checkpoints()
     limits: Limits = Limits()
+    identity: Identity = Identity()
 
     @property
     def usd_per_job(self) -> float:

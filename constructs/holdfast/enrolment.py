@@ -13,6 +13,7 @@ from constructs import Construct
 
 from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.dependencies import depend
+from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge
 from holdfast.names import ClusterNames
 from holdfast.packing import pack_function
@@ -22,7 +23,9 @@ from holdfast_node.contract.roles import NODE_ROLES
 SOURCES = Path(__file__).parent / "functions" / "enrolment"
 #: What the function calls (handler.py).
 SERVICES = ("autoscaling", "ec2", "kms", "s3", "sts")
-CERTIFICATE_HOURS = 24
+#: The most that the function takes (functions/enrolment/configuration.py); an AWS Private CA for short-lived
+#: certificates takes no more either (AWS Private CA user guide, "CA modes").
+MAX_CERTIFICATE_HOURS = 168
 
 
 class EnrolmentFunction(Construct):
@@ -42,6 +45,7 @@ class EnrolmentFunction(Construct):
         data_key: kms.IKey,
         jobs_bucket: s3.IBucket,
         log_retention: logs.RetentionDays,
+        certificate_hours: int = 24,
         removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
         reserved_concurrency: int | None = None,
         cache_directory: Path | None = None,
@@ -56,15 +60,22 @@ class EnrolmentFunction(Construct):
             data_key: encrypts its environment, its log and the objects it writes.
             jobs_bucket: where it keeps the CA's certificate.
             log_retention: how long its log, the record of every issue and refusal, is kept.
+            certificate_hours: how long a certificate lives; nodes renew it after two thirds. Default: 24.
             removal_policy: what happens to the log. Default: kept, unless its creation failed.
             reserved_concurrency: the most executions at once, set aside for it; a flood of requests cannot use the
                 account's whole quota, and nobody else can use this share. Default: none is set aside.
             cache_directory: where dependencies are kept between syntheses. Default: `.build` in the working directory.
 
         Raises:
+            PropertyError: certificates would live less than an hour or more than a week.
             BundleError: its dependencies could not be installed.
         """
         super().__init__(scope, construct_id)
+        if not 1 <= certificate_hours <= MAX_CERTIFICATE_HOURS:
+            raise PropertyError(
+                f"certificate_hours must be between 1 and {MAX_CERTIFICATE_HOURS}, got {certificate_hours}; "
+                "short lives are what ends a stolen key's use"
+            )
         stack = Stack.of(self)
         names = ClusterNames(cluster_name)
         self.log_group = logs.LogGroup(
@@ -121,7 +132,7 @@ class EnrolmentFunction(Construct):
                 "HOLDFAST_CA_KEY": certificate_authority.key_arn,
                 "HOLDFAST_JOBS_BUCKET": jobs_bucket.bucket_name,
                 "HOLDFAST_ROLES": json.dumps(roles, sort_keys=True),
-                "HOLDFAST_CERT_HOURS": str(CERTIFICATE_HOURS),
+                "HOLDFAST_CERT_HOURS": str(certificate_hours),
             },
         )
         depend(self.function, policy)

@@ -34,6 +34,7 @@ class ClusterFoundation(Construct):
         access_log_retention: Duration | None = None,
         removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
         enrolment_concurrency: int | None = None,
+        certificate_hours: int = 24,
         node_source: Path | None = None,
         cache_directory: Path | None = None,
     ) -> None:
@@ -50,11 +51,12 @@ class ClusterFoundation(Construct):
             enrolment_concurrency: how many executions of the enrolment function are set aside, which is also the
                 most at once. Default: none; it shares the account's quota, which in a new account is too small
                 (Lambda keeps 100 unreserved) to set anything aside.
+            certificate_hours: how long a node's certificate lives, 1 to 168. Default: 24.
             node_source: the directory with the package `holdfast_node`. Default: the installed one.
             cache_directory: where packed code is kept. Default: `.build` in the working directory.
 
         Raises:
-            PropertyError: the cluster's name does not fit.
+            PropertyError: the cluster's name or the certificates' life does not fit.
             BundleError: code could not be packed.
         """
         super().__init__(scope, construct_id)
@@ -87,6 +89,7 @@ class ClusterFoundation(Construct):
             jobs_bucket=self.buckets.jobs,
             log_retention=log_retention,
             removal_policy=removal_policy,
+            certificate_hours=certificate_hours,
             reserved_concurrency=enrolment_concurrency,
             cache_directory=cache_directory,
         )

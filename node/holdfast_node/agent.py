@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,15 +29,17 @@ from holdfast_node.contract.documents import (
     Registration,
     Rendezvous,
 )
-from holdfast_node.contract.errors import HoldfastError
+from holdfast_node.contract.errors import HoldfastError, VerificationError
 from holdfast_node.contract.layout import JobsBucket, NodePaths
 from holdfast_node.contract.roles import Role
+from holdfast_node.denials import Denials
 from holdfast_node.engines import get_engine
 from holdfast_node.jobs import load_job, unpack_code
 from holdfast_node.listeners import await_listener, require_free
 from holdfast_node.log_reading import exit_cause, first_step_ms, last_line, one_line, read_head, read_tail
 from holdfast_node.logship import LogShipper
 from holdfast_node.publish import publish_model, snapshot_model
+from holdfast_node.renewal import Renewal
 from holdfast_node.store import Store
 from holdfast_node.tunnel import accepted_peers, stunnel_config, write_private
 
@@ -59,6 +62,7 @@ class Agent:
         self._logs = self._session.client("logs", config=_AWS)
         self._store = Store(self._s3, self._config.jobs_bucket)
         self._kms = self._session.client("kms", config=_AWS)
+        self._denials = Denials(self._store)
 
     def run(self) -> int:
         """Do the node's part; return 0 if it succeeded."""
@@ -102,13 +106,19 @@ class Agent:
         return part[0] if part else 1
 
     def _enrol(self) -> None:
-        granted = identity.enrol(
-            self._config, self._session, instance_id=self._instance.instance_id, tls_dir=self._paths.tls
-        )
+        granted = self._ask_for_certificate()
         _LOG.info("enrolled as %s", granted.spiffe_id)
+        self._renewal = Renewal(granted, self._ask_for_certificate, lambda: self._reload("tunnel"))
+        self._renewal.start()
+        self._denials.start()
         # The address is the instance's own word: EC2's where they differ, which is on local hosts that share a
         # loopback interface. Peers check names, so a false address only fails to connect.
-        Presence(self._store, granted.registration(self._instance.address)).start()
+        Presence(self._store, lambda: self._renewal.identity.registration(self._instance.address)).start()
+
+    def _ask_for_certificate(self) -> identity.Identity:
+        return identity.enrol(
+            self._config, self._session, instance_id=self._instance.instance_id, tls_dir=self._paths.tls
+        )
 
     def _await_rendezvous(self) -> tuple[Rendezvous, Peer]:
         deadline = time.monotonic() + RENDEZVOUS_SECONDS
@@ -157,8 +167,10 @@ class Agent:
         require_free(me.address, ports[me.role], "the tunnel")
         config = stunnel_config(cluster=self._config.cluster, me=me, rendezvous=rendezvous, ports=ports, paths=paths)
         write_private(paths.stunnel_config, config)
-        self._start("tunnel")
-        await_listener(me.address, ports[me.role], "the tunnel", TUNNEL_SECONDS)
+        self._require_identities(rendezvous)
+        with self._renewal.files:  # until it listens it may still be reading them
+            self._start("tunnel")
+            await_listener(me.address, ports[me.role], "the tunnel", TUNNEL_SECONDS)
         launch = get_engine(job.engine).launch(
             job=job,
             rendezvous=rendezvous,
@@ -172,16 +184,38 @@ class Agent:
         write_private(paths.launch, json.dumps(asdict(launch), default=str))
         self._start("trainer")
         _LOG.info("training as %s %d of job %s", me.role, me.rank, job.job_id)
-        return self._await_trainer()
+        return self._await_trainer(rendezvous)
 
     def _start(self, service: str) -> None:
         request = self._paths.start_request(service)
         request.parent.mkdir(exist_ok=True)
         request.touch()
 
-    def _await_trainer(self) -> tuple[int, str]:
+    def _stop(self, service: str) -> None:
+        self._paths.start_request(service).unlink(missing_ok=True)
+
+    def _reload(self, service: str) -> None:
+        request = self._paths.reload_request(service)
+        request.parent.mkdir(exist_ok=True)
+        request.touch()
+
+    def _identity_lost(self, rendezvous: Rendezvous) -> str | None:
+        """Return why the job's identities don't hold any more: this node's has ended, or a peer was revoked."""
+        peers = (peer.instance_id for peer in rendezvous.peers)
+        return self._renewal.cause() or self._denials.cause(peers)
+
+    def _require_identities(self, rendezvous: Rendezvous) -> None:
+        if cause := self._identity_lost(rendezvous):
+            raise VerificationError(cause)
+
+    def _await_trainer(self, rendezvous: Rendezvous) -> tuple[int, str]:
         # The trainer's end decides; a tunnel that ends first has cut the trainer off.
         while True:
+            if cause := self._identity_lost(rendezvous):
+                # With the tunnel gone the established connections are gone too: TLS would never ask them again.
+                self._stop("tunnel")
+                self._stop("trainer")
+                return 1, cause
             status = self._exit_status("trainer")
             if status is not None:
                 return status, "" if status == 0 else exit_cause(status, read_tail(self._paths.log("trainer")))
@@ -217,17 +251,17 @@ class Agent:
 class Presence(threading.Thread):
     """Renews the node's registration while the agent lives; the scheduler notices when that ends."""
 
-    def __init__(self, store: Store, registration: Registration) -> None:
+    def __init__(self, store: Store, registration: Callable[[], Registration]) -> None:
         super().__init__(name="presence", daemon=True)
         self._store = store
-        self._registration = registration
-        self._key = JobsBucket.node(registration.role, registration.instance_id)
+        self._registration = registration  # asked each time: a renewed certificate has another serial
 
     def run(self) -> None:
         """Register every few seconds, for as long as the process lives."""
         while True:
             try:
-                self._store.save(self._key, self._registration)
+                current = self._registration()
+                self._store.save(JobsBucket.node(current.role, current.instance_id), current)
             except (BotoCoreError, ClientError) as error:
                 _LOG.warning("the registration was not renewed: %s", error)
             time.sleep(coordinator.PRESENCE_SECONDS)

@@ -149,10 +149,13 @@ REFUSED_PROPS = {
         "heartbeat_seconds must be between 1 and max_seconds - 1 (59), got 60; "
         "a scheduler is found dead before the job's deadline",
     ),
-    "a job that outlives its certificates": (
-        lambda _: JobLimits(max_seconds=24 * 3600),
-        "max_seconds must be at most 82800 (23 h), got 86400; node certificates live 24 h and are not renewed during "
-        "a job",
+    "a job of more than a week": (
+        lambda _: JobLimits(max_seconds=169 * 3600),
+        "max_seconds must be at most 604800 (168 h), got 608400; split the job: it can go on from its last checkpoint",
+    ),
+    "certificates of more than a week": (
+        lambda s: ClusterFoundation(s, "Foundation", cluster_name="vision", certificate_hours=169),
+        "certificate_hours must be between 1 and 168, got 169; short lives are what ends a stolen key's use",
     ),
     "a prefix list that is a range": (
         lambda s: PrivateNetwork(

@@ -23,6 +23,7 @@ def common(role: Role) -> dict[str, Grant]:
             {"StringEquals": {"kms:ViaService": "s3.us-east-1.amazonaws.com"}},
         ),
         "ReadJobs": ("s3:GetObject", [f"{JOBS}/jobs/*", f"{JOBS}/rendezvous/current.json"], None),
+        "ListDenials": ("s3:ListBucket", JOBS, {"StringEquals": {"s3:prefix": "denied/"}}),
         "OwnRecords": ("s3:PutObject", [f"{JOBS}/nodes/{role}/*", f"{JOBS}/results/{role}/*"], None),
         "WriteLogs": (["logs:CreateLogStream", "logs:PutLogEvents"], "<FoundationNodeLog.Arn>", None),
     }

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from tests.kit.support import ROOT
 
+from holdfast import enrolment
 from holdfast.training.jobs import MAX_JOB_SECONDS
 from stacks.config import ConfigError, load, schema
 from stacks.instances import has_gpu, is_arm
-from stacks.settings import MAX_JOB_HOURS
+from stacks.settings import MAX_CERTIFICATE_HOURS, MAX_JOB_HOURS
 
 VALID = {
     "cluster": {"name": '"lab"', "environment": '"dev"', "region": '"us-east-1"', "engine": '"mxnet"'},
@@ -40,8 +41,8 @@ REFUSALS = {
     ),
     "unknown table": (
         {"sheduler.max": "1"},
-        "[sheduler] is unknown, allowed: checkpoints, cluster, limits, network, ports, scheduler, servers, workers "
-        "(did you mean scheduler?); remove it or correct its name",
+        "[sheduler] is unknown, allowed: checkpoints, cluster, identity, limits, network, ports, scheduler, servers, "
+        "workers (did you mean scheduler?); remove it or correct its name",
     ),
     "missing key": (
         {"cluster.name": None},
@@ -161,10 +162,20 @@ REFUSALS = {
         "[limits] usd_per_job needs a usd_per_hour above 0 in [scheduler], [servers] and [workers]; "
         "without prices the budget cannot be held",
     ),
-    "a job that outlives its certificates": (
-        {"limits.max_hours": "24"},
-        "[limits] max_hours must be between 1 and 23, got 24; set it to the longest that a job may run; node "
-        "certificates live 24 hours and are not renewed during a job",
+    "a job of more than a week": (
+        {"limits.max_hours": "169"},
+        "[limits] max_hours must be between 1 and 168, got 169; set it to the longest that a job may run; certificates "
+        "are renewed while it does",
+    ),
+    "certificates without a life": (
+        {"identity.certificate_hours": "0"},
+        "[identity] certificate_hours must be between 1 and 168, got 0; set it to how many hours a node's certificate "
+        "lives; it is renewed after two thirds of them",
+    ),
+    "certificates for a year": (
+        {"identity.certificate_hours": "8760"},
+        "[identity] certificate_hours must be between 1 and 168, got 8760; set it to how many hours a node's "
+        "certificate lives; it is renewed after two thirds of them",
     ),
     "no enrolment at all": (
         {"limits.enrolment_concurrency": "0"},
@@ -296,6 +307,15 @@ def test_settings_name_their_schema_for_editors(name: str) -> None:
 
 def test_the_longest_job_is_what_the_kit_allows() -> None:
     assert MAX_JOB_HOURS * 3600 == MAX_JOB_SECONDS
+
+
+def test_the_longest_certificate_is_what_the_kit_allows() -> None:
+    assert MAX_CERTIFICATE_HOURS == enrolment.MAX_CERTIFICATE_HOURS
+
+
+def test_a_job_may_outlive_its_nodes_certificates(tmp_path: Path) -> None:
+    settings = load("lab", root=write(tmp_path, {"limits.max_hours": "168", "identity.certificate_hours": "1"}))
+    assert (settings.limits.max_hours, settings.identity.certificate_hours) == (168, 1)
 
 
 #: Their GPUs are not driven by the image's driver.

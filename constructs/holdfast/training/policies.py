@@ -61,6 +61,13 @@ def _common(role: Role, foundation: ClusterFoundation) -> list[iam.PolicyStateme
             resources=[jobs.arn_for_objects("jobs/*"), jobs.arn_for_objects(JobsBucket.RENDEZVOUS)],
         ),
         iam.PolicyStatement(sid="FetchBundle", actions=["s3:GetObject"], resources=[foundation.bundle.object_arn]),
+        iam.PolicyStatement(
+            # Their names are all that a node needs, and all that it may read.
+            sid="ListDenials",
+            actions=["s3:ListBucket"],
+            resources=[jobs.bucket_arn],
+            conditions={"StringEquals": {"s3:prefix": JobsBucket.DENIED}},
+        ),
         iam.PolicyStatement(sid="OwnRecords", actions=["s3:PutObject"], resources=own),
         iam.PolicyStatement(
             sid="WriteLogs",
