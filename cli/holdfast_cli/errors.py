@@ -7,8 +7,9 @@ holdfast_node.contract.errors.HoldfastError
     ├── SubmitError      the job cannot be submitted; nothing was started
     │   └── PackError    the job's directory cannot be packed
     ├── NotFoundError    no such job, log or model
-    ├── ModelRefused     a model does not match its signature, job or cluster; nothing was written
     └── JobFailed        exit 3: the job that was waited for did not succeed
+
+holdfast_node.models.ModelRefused (exit 1): a model does not match its signature, job or cluster; nothing was written.
 """
 
 from typing import ClassVar
@@ -40,10 +41,6 @@ class PackError(SubmitError):
 
 class NotFoundError(CliError):
     """There is no such job, log or model."""
-
-
-class ModelRefused(CliError):  # noqa: N818 - a verdict, not a malfunction
-    """A model does not match its signature, its job or its cluster; none of it may be used."""
 
 
 class JobFailed(CliError):  # noqa: N818

@@ -202,14 +202,15 @@ def verify_model(
     The key comes from the cluster (KMS), or from --public-key, which needs no AWS; `holdfast public-key` prints it.
     """
     from holdfast_cli import models, verification
+    from holdfast_node.models import SIGNATURE_NAME, check_record, load_public_key
 
-    signature = signature or directory / verification.SIGNATURE_NAME
+    signature = signature or directory / SIGNATURE_NAME
     if public_key:
-        pem, cluster = verification.load_public_key(public_key.read_bytes(), str(public_key)), options.cluster_name
+        pem, cluster = load_public_key(public_key.read_bytes(), str(public_key)), options.cluster_name
     else:
         pem, cluster = models.public_key(options.cluster), options.cluster.name
-    record = verification.verify_model(directory, signature, pem)
-    models.check_record(record, job_id=job, cluster=cluster)
+    record = verification.verify_model(directory, signature, pem).record
+    check_record(record, job_id=job, cluster=cluster)
     if options.json:
         print_json({"directory": str(directory), "verified": True, "record": record.details})
     else:

@@ -12,24 +12,24 @@ from typing import Any
 
 from holdfast_cli.aws import Cluster
 from holdfast_cli.aws_errors import code_of
-from holdfast_cli.errors import CliError, ModelRefused, NotFoundError
+from holdfast_cli.errors import CliError, NotFoundError
 from holdfast_cli.jobs import check_job_id
-from holdfast_cli.verification import (
+from holdfast_cli.verification import verify_model
+from holdfast_node.contract.layout import MODEL_RECORD, ModelsBucket
+from holdfast_node.models import (
+    MAX_BUNDLE_BYTES,
     SIGNATURE_NAME,
     ModelRecord,
+    ModelRefused,
+    check_content,
     check_model_path,
+    check_record,
     compare_names,
-    content_differs,
     load_public_key,
     signed_files,
-    verify_model,
 )
-from holdfast_node.contract.dsse import MAX_ENVELOPE_BYTES
-from holdfast_node.contract.layout import ModelsBucket
 
 _CHUNK_BYTES = 1 << 20
-#: base64 inside base64-free JSON: a bundle is its envelope and a few hundred bytes around it.
-MAX_BUNDLE_BYTES = 2 * MAX_ENVELOPE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,26 +92,20 @@ def fetch(cluster: Cluster, job_id: str, destination: Path, report: Callable[[st
     with _private_directory(destination) as scratch:
         model = scratch / "model"
         model.mkdir(mode=0o700)
-        for index, (name, digest) in enumerate(sorted(signed.items()), start=1):
+        # The record first: it says whether this is the signature of this model at all.
+        order = sorted(signed.items(), key=lambda item: (item[0] != MODEL_RECORD, item))
+        for index, (name, digest) in enumerate(order, start=1):
             report(f"downloading {name} ({index} of {len(signed)}, {sizes[name] / 1024:,.0f} KiB)")
             _download(cluster, ModelsBucket.prefix(job_id) + name, model / name, name, digest)
         (model / SIGNATURE_NAME).write_bytes(bundle)
         report("verifying the model")
-        record = verify_model(model, model / SIGNATURE_NAME, pem)
+        record = verify_model(model, model / SIGNATURE_NAME, pem).record
         check_record(record, job_id=job_id, cluster=cluster.name)
         try:
             model.rename(destination)  # replaces an empty directory, atomically
         except OSError as error:
             raise CliError(f"cannot move the model to {destination}: {error.strerror}; choose another --to") from None
     return FetchedModel(directory=destination, record=record, files=signed)
-
-
-def check_record(record: ModelRecord, *, job_id: str | None = None, cluster: str | None = None) -> None:
-    """Raise ModelRefused unless the signed record names this job and this cluster (where given)."""
-    if cluster is not None and record.cluster != cluster:
-        raise ModelRefused(f"this model was made by cluster {record.cluster}, not by {cluster}; do not load it as such")
-    if job_id is not None and record.job_id != job_id:
-        raise ModelRefused(f"this model was made by job {record.job_id}, not by {job_id}; somebody swapped the models")
 
 
 def _usable(destination: Path) -> Path:
@@ -158,8 +152,6 @@ def _signature(cluster: Cluster, job_id: str) -> bytes:
         ) from None
     with contextlib.closing(reply["Body"]) as body:
         data: bytes = body.read(MAX_BUNDLE_BYTES + 1)
-    if len(data) > MAX_BUNDLE_BYTES:
-        raise ModelRefused(f"{SIGNATURE_NAME} must be at most {MAX_BUNDLE_BYTES} bytes; this is no signature")
     return data
 
 
@@ -180,5 +172,4 @@ def _download(cluster: Cluster, key: str, path: Path, name: str, expected: str) 
         for chunk in body.iter_chunks(_CHUNK_BYTES):
             digest.update(chunk)
             file.write(chunk)
-    if digest.hexdigest() != expected:
-        raise ModelRefused(content_differs(name, expected, digest.hexdigest()))
+    check_content(name, expected, digest.hexdigest())

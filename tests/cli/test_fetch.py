@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -306,7 +308,11 @@ REFUSALS = {
     "added file": (added, "extra.py is not part of the signed model; somebody added it after signing"),
     "added file that the library ignores": (added_git, ".git/hooks/post-checkout is not part of the signed model"),
     "added file that the statement ignores": (ignored_path, "extra.py is not part of the signed model"),
-    "renamed file": (renamed, "digits-0001.params is not part of the signed model"),
+    "renamed file": (
+        renamed,
+        "digits-0001.params is not part of the signed model, and digits-0000.params, which is, is missing; files were "
+        "renamed or exchanged after signing",
+    ),
     "swapped files": (swapped, "digits-0000.params is not what was signed"),
     "key with ..": (traversal, "the file name '../../../etc/cron.d/x' is not a plain relative path"),
     "absolute key": (absolute, "the file name '/etc/cron.d/x' is not a plain relative path"),
@@ -345,14 +351,18 @@ def test_fetch_refuses_and_writes_nothing(name, bucket, sign, pem, on_demo, tmp_
     assert result.stdout == "" and list(tmp_path.iterdir()) == []
 
 
-def test_official_tool_accepts_what_was_fetched(fetched: Path, pem: bytes, tmp_path: Path) -> None:
-    from model_signing import hashing, verifying
-
-    (tmp_path / "key.pem").write_bytes(pem)
-    config = hashing.Config().set_ignored_paths(paths=["model.sig"])
-    verifying.Config().use_elliptic_key_verifier(public_key=tmp_path / "key.pem").set_hashing_config(config).verify(
-        fetched, fetched / "model.sig"
-    )
+def test_the_public_tool_accepts_what_was_fetched_and_no_flipped_byte_of_it(fetched: Path, pem: bytes) -> None:
+    (fetched.parent / "key.pem").write_bytes(pem)
+    signature = fetched / "model.sig"
+    tool = Path(sys.executable).with_name("model_signing")
+    command = [tool, "verify", "key", "--public_key", fetched.parent / "key.pem", "--signature", signature]
+    command += ["--ignore-paths", signature, fetched]
+    accepted = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (accepted.returncode, accepted.stdout) == (0, "Verification succeeded\n"), accepted.stderr
+    tamper_flip(fetched)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert "Hash mismatch for 'digits-0000.params'" in refused.stderr.replace("\\", "")
 
 
 def test_fetch_without_a_model_says_where_to_look(on_demo, bucket, tmp_path) -> None:
