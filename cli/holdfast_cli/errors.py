@@ -6,6 +6,7 @@ holdfast_node.contract.errors.HoldfastError
     ├── AwsError         AWS refused or could not be reached; the message says what to do
     ├── SubmitError      the job cannot be submitted; nothing was started
     │   └── PackError    the job's directory cannot be packed
+    ├── RevocationError  the instance cannot be revoked; nothing was written
     ├── NotFoundError    no such job, log or model
     └── JobFailed        exit 3: the job that was waited for did not succeed
 
@@ -37,6 +38,10 @@ class SubmitError(CliError):
 
 class PackError(SubmitError):
     """The job's directory cannot be packed into a code archive."""
+
+
+class RevocationError(CliError):
+    """The instance cannot be revoked; nothing was written."""
 
 
 class NotFoundError(CliError):

@@ -16,6 +16,7 @@ Examples:
   holdfast status                      the latest jobs
   holdfast logs --role worker --follow the latest job's workers, live
   holdfast fetch JOB --to digits-model verified, or nothing is written
+  holdfast revoke INSTANCE_ID          cut a node off, for ever
   holdfast --local status              the same, on the embedded AWS of this machine
 
 \b
@@ -228,6 +229,38 @@ def public_key_command(options: Options) -> None:
         print_json({"cluster": options.cluster.name, "public_key": pem})
     else:
         click.echo(pem, nl=False)
+
+
+@cli.command()
+@click.argument("instance", metavar="[INSTANCE_ID]", required=False)
+@click.option("--reason", metavar="TEXT", default="", help="Why, in one line; it is kept with the denial.")
+@click.option("--list", "list_all", is_flag=True, help="Show the instances that are revoked, and revoke none.")
+@output_option
+@pass_options
+def revoke(options: Options, instance: str | None, reason: str, list_all: bool) -> None:
+    """Cut INSTANCE_ID off from the cluster, for ever.
+
+    It gets no certificate any more, at once; within a minute its peers end their connections to it, and the job goes on
+    without it or fails. The instance itself is not stopped. There is no way back: replace the instance.
+    """
+    from holdfast_cli import revocation
+    from holdfast_cli.views import show_revocation, show_revocations
+
+    if list_all == (instance is not None):
+        raise click.UsageError("name one instance to revoke, or use --list to see which are")
+    if instance is None:
+        found = revocation.revoked(options.cluster)
+        if options.json:
+            print_json({"revoked": [one.to_dict() for one in found]})
+        else:
+            show_revocations(found, options.cluster.name)
+        return
+    denial = revocation.check(instance, reason)  # before the cluster is looked up: it needs no AWS
+    done = revocation.revoke(options.cluster, denial)
+    if options.json:
+        print_json(done.to_dict())
+    else:
+        show_revocation(done, options.cluster.name)
 
 
 def _wait(options: Options, job_id: str) -> None:

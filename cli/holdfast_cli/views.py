@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import click
 
 from holdfast_cli.logs import LogLine
+from holdfast_cli.revocation import Revocation
 from holdfast_cli.status import JobView, NodeView
 from holdfast_cli.terminal import duration, moment, print_fields, print_json, print_table, safe, safe_lines
 
@@ -47,6 +48,29 @@ def show_line(line: LogLine) -> None:
     for text in safe_lines(line.message):
         click.echo(f"{prefix} | {text}")
     sys.stdout.flush()
+
+
+def show_revocation(revocation: Revocation, cluster: str) -> None:
+    """Print what revoking an instance did, and what follows by itself."""
+    instance_id = safe(revocation.instance_id)
+    if not revocation.new:
+        why = f": {revocation.reason}" if revocation.reason else ""
+        click.echo(safe(f"{instance_id} was revoked already, at {revocation.revoked_at}{why}"))
+        return
+    click.echo(f"revoked: {instance_id} of cluster {cluster}")
+    click.echo("now:     it gets no certificate any more")
+    click.echo("soon:    its peers end their connections to it, within a minute; the job goes on without it, or fails")
+    click.echo("next:    terminate the instance; a revoked one is never trusted again")
+
+
+def show_revocations(revocations: Sequence[Revocation], cluster: str) -> None:
+    """Print one row for each revoked instance."""
+    if not revocations:
+        click.echo(f"cluster {cluster} has revoked no instance")
+        return
+    print_table(
+        ("INSTANCE", "REVOKED", "REASON"), [(one.instance_id, one.revoked_at, one.reason) for one in revocations]
+    )
 
 
 def _name(node: NodeView) -> str:

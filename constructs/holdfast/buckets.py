@@ -8,6 +8,8 @@ from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
+from holdfast_node.contract.layout import JobsBucket
+
 _ALGORITHM = "s3:x-amz-server-side-encryption"
 _KEY = "s3:x-amz-server-side-encryption-aws-kms-key-id"
 _CUSTOMER_ALGORITHM = "s3:x-amz-server-side-encryption-customer-algorithm"
@@ -42,21 +44,21 @@ class ClusterBuckets(Construct):
             **_common(removal_policy),
         )
 
-        def bucket(bucket_id: str) -> s3.Bucket:
+        def bucket(bucket_id: str, *rules: s3.LifecycleRule) -> s3.Bucket:
             made = s3.Bucket(
                 self,
                 bucket_id,
                 encryption=s3.BucketEncryption.KMS,
                 encryption_key=encryption_key,
                 bucket_key_enabled=True,
-                lifecycle_rules=[_hygiene()],
+                lifecycle_rules=[_hygiene(), *rules],
                 **_common(removal_policy),
             )
             self._record_requests(made, f"{bucket_id.lower()}/")
             _enforce_encryption(made, encryption_key)
             return made
 
-        self.jobs = bucket("Jobs")
+        self.jobs = bucket("Jobs", _used_proofs())
         self.models = bucket("Models")
         self.access_logs.add_to_resource_policy(
             iam.PolicyStatement(
@@ -93,6 +95,17 @@ def _hygiene() -> s3.LifecycleRule:
         id="Hygiene",
         abort_incomplete_multipart_upload_after=Duration.days(7),
         noncurrent_version_expiration=Duration.days(30),
+        expired_object_delete_marker=True,
+    )
+
+
+def _used_proofs() -> s3.LifecycleRule:
+    """Return the rule that forgets used proofs: they are good for a minute, and a day is S3's shortest period."""
+    return s3.LifecycleRule(
+        id="UsedProofs",
+        prefix=JobsBucket.PROOFS,
+        expiration=Duration.days(1),
+        noncurrent_version_expiration=Duration.days(1),
     )
 
 

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from aws_cdk import AssetHashType, Duration, RemovalPolicy, Stack
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_lambda as lambda_
@@ -14,7 +16,7 @@ from constructs import Construct
 from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.dependencies import depend
 from holdfast.errors import PropertyError
-from holdfast.findings import acknowledge
+from holdfast.findings import acknowledge, acknowledge_keys
 from holdfast.names import ClusterNames
 from holdfast.packing import pack_function
 from holdfast_node.contract.layout import JobsBucket
@@ -26,6 +28,7 @@ SERVICES = ("autoscaling", "ec2", "kms", "s3", "sts")
 #: The most that the function takes (functions/enrolment/configuration.py); an AWS Private CA for short-lived
 #: certificates takes no more either (AWS Private CA user guide, "CA modes").
 MAX_CERTIFICATE_HOURS = 168
+REFUSALS, REFUSALS_BY_REASON = "RefusedEnrolments", "RefusedEnrolmentsByReason"
 
 
 class EnrolmentFunction(Construct):
@@ -104,6 +107,13 @@ class EnrolmentFunction(Construct):
             "AwsSolutions-IAM5[Resource::*]",
             reason="ec2:DescribeInstances and autoscaling:DescribeAutoScalingInstances have no resource-level scope.",
         )
+        acknowledge_keys(
+            policy,
+            jobs_bucket,
+            f"{JobsBucket.PROOFS}*",
+            reason="Keys end in the hash of a proof; the prefix is the narrowest that holds before it exists.",
+        )
+        self._count_refusals(names)
         directory, packed_digest = pack_function(SOURCES, cache_directory or Path.cwd() / ".build", services=SERVICES)
         roles = {
             str(role): {"role_arn": names.role_arn(role, stack), "group": names.group(role)} for role in NODE_ROLES
@@ -142,6 +152,38 @@ class EnrolmentFunction(Construct):
             reason="The locked wheels, the node runtime and the local cluster are all built for Python 3.11.",
         )
 
+    def _count_refusals(self, names: ClusterNames) -> None:
+        """Make two metrics of the log's refusals: all of them, and each reason's.
+
+        A metric filter with dimensions has no default value (CloudWatch Logs API, MetricTransformation), so an alarm
+        on the sum would have no data while all is well; hence two.
+        """
+        self._metrics = names.metrics
+        pattern = logs.FilterPattern.string_value("$.event", "=", "enrolment_refused")
+        common: dict[str, Any] = {
+            "log_group": self.log_group,
+            "filter_pattern": pattern,
+            "metric_namespace": names.metrics,
+            "metric_value": "1",
+        }
+        logs.MetricFilter(self, "Refusals", metric_name=REFUSALS, default_value=0, **common)
+        logs.MetricFilter(
+            self, "RefusalsByReason", metric_name=REFUSALS_BY_REASON, dimensions={"Reason": "$.reason"}, **common
+        )
+
+    def metric_refused_enrolments(self, reason: str | None = None) -> cloudwatch.Metric:
+        """Return the number of refused enrolments, by default over five minutes.
+
+        `reason` is one of the function's codes (functions/enrolment/refusal.py), such as `revoked` or `replayed`; by
+        default all are counted.
+        """
+        return cloudwatch.Metric(
+            namespace=self._metrics,
+            metric_name=REFUSALS if reason is None else REFUSALS_BY_REASON,
+            dimensions_map=None if reason is None else {"Reason": reason},
+            statistic="Sum",
+        )
+
     def grant_enrol(self, grantee: iam.IGrantable) -> iam.Grant:
         """Let `grantee` ask for a certificate; it gets one only as an instance of the cluster's groups."""
         return iam.Grant.add_to_principal(
@@ -164,6 +206,18 @@ def _statements(
             sid="ReadAuthorityKey", actions=["kms:GetPublicKey"], resources=[certificate_authority.key_arn]
         ),
         iam.PolicyStatement(sid="CaCertificate", actions=["s3:GetObject", "s3:PutObject"], resources=[ca_certificate]),
+        iam.PolicyStatement(
+            # Conditional writes: it never reads a used proof back.
+            sid="RememberProofs",
+            actions=["s3:PutObject"],
+            resources=[bucket.arn_for_objects(f"{JobsBucket.PROOFS}*")],
+        ),
+        iam.PolicyStatement(
+            sid="FindDenials",
+            actions=["s3:ListBucket"],
+            resources=[bucket.bucket_arn],
+            conditions={"StringLike": {"s3:prefix": f"{JobsBucket.DENIED}*"}},
+        ),
         iam.PolicyStatement(
             sid="EncryptedObjects",
             actions=["kms:Decrypt", "kms:GenerateDataKey"],

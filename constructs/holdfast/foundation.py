@@ -15,6 +15,7 @@ from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.enrolment import EnrolmentFunction
 from holdfast.keys import ClusterKeys, only_signer
 from holdfast.names import ClusterNames
+from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
 
@@ -151,6 +152,22 @@ class ClusterFoundation(Construct):
             (["kms:Sign"], key.job_signing.key_arn, DIGEST_ONLY),
             (["s3:PutObject"], jobs.arn_for_objects("jobs/*"), None),
             (["kms:Decrypt", "kms:GenerateDataKey"], key.data.key_arn, via_s3(self)),
+        ):
+            iam.Grant.add_to_principal(
+                grantee=grantee, actions=actions, resource_arns=[resource], conditions=conditions
+            )
+
+    def grant_revoke(self, grantee: iam.IGrantable) -> None:
+        """Let `grantee` revoke instances and see which are: write, read and list denials, and delete none.
+
+        There is no way back by design (docs/revocation.md), so the right to delete one is nobody's.
+        """
+        key, jobs = self.keys.data, self.buckets.jobs
+        listing = {"StringEquals": {"s3:prefix": JobsBucket.DENIED}}
+        for actions, resource, conditions in (
+            (["s3:GetObject", "s3:PutObject"], jobs.arn_for_objects(f"{JobsBucket.DENIED}*"), None),
+            (["s3:ListBucket"], jobs.bucket_arn, listing),
+            (["kms:Decrypt", "kms:GenerateDataKey"], key.key_arn, via_s3(self)),
         ):
             iam.Grant.add_to_principal(
                 grantee=grantee, actions=actions, resource_arns=[resource], conditions=conditions

@@ -66,6 +66,11 @@ class ClusterNames:
             stack,
         )
 
+    @property
+    def metrics(self) -> str:
+        """The namespace of the cluster's own metrics."""
+        return f"Holdfast/{self.cluster}"
+
     def log_group(self, subject: str) -> str:
         """Return the name of one of the cluster's log groups."""
         return f"/holdfast/{self.cluster}/{subject}"

@@ -56,6 +56,11 @@ _LATER = frozenset(
 )
 
 
+#: The function's refusals that a fresh proof may overcome. Proofs of one second for one CSR are the same request, so a
+#: retry within it is a replay.
+_AGAIN = frozenset({"unavailable", "replayed"})
+
+
 class IdentityError(HoldfastError):
     """A node could not get an identity. `reason` is the enrolment function's code, or None if it did not decide."""
 
@@ -234,7 +239,7 @@ def _invoke(client: Any, function: str, event: dict[str, Any]) -> dict[str, str]
         raise IdentityError(f"the enrolment function failed: {str(detail)[:300]}; see its log")
     if isinstance(value, dict) and set(value) == {"refused"} and isinstance(value["refused"], dict):
         reason, message = str(value["refused"].get("reason")), str(value["refused"].get("message"))
-        if reason == "unavailable":
+        if reason in _AGAIN:
             raise _Later(message, reason)
         raise IdentityError(f"enrolment refused ({reason}): {message}", reason=reason)
     if not isinstance(value, dict) or set(value) != {"certificate", "ca"}:

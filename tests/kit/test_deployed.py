@@ -216,6 +216,9 @@ OBJECTS = {
     "a worker cannot replace a job": (Role.WORKER, False, "put", "jobs/sample/code.tar.gz"),
     "the scheduler cannot replace a job": (Role.SCHEDULER, False, "put", "jobs/sample/job.dsse.json"),
     "a server cannot replace the CA": (Role.SERVER, False, "put", JobsBucket.CA_CERTIFICATE),
+    "a worker cannot revoke another node": (Role.WORKER, False, "put", JobsBucket.denial("i-0123456789abcdef0")),
+    "the scheduler cannot revoke a node": (Role.SCHEDULER, False, "put", JobsBucket.denial("i-0123456789abcdef0")),
+    "a worker cannot use up another's proof": (Role.WORKER, False, "put", f"{JobsBucket.PROOFS}{'0' * 64}"),
     "the scheduler keeps a job's record": (Role.SCHEDULER, True, "put", "status/sample.json"),
     "a worker cannot read a registration, not even its own": (Role.WORKER, False, "get", "nodes/worker/i-1.json"),
     "the scheduler cannot take the lock away": (Role.SCHEDULER, False, "put", JobsBucket.LOCK),
@@ -230,6 +233,19 @@ def test_each_prefix_has_its_writer(account: Account, case: str) -> None:
     s3 = account.client("s3", account.node(role))
     try:
         s3.put_object(**place, Body=b"{}") if operation == "put" else s3.get_object(**place)
+        done = True
+    except ClientError as error:
+        assert error.response["Error"]["Code"] == "AccessDenied"
+        done = False
+    assert done is allowed
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize(("prefix", "allowed"), [(JobsBucket.DENIED, True), ("denied", False), ("pki/", False)])
+def test_every_node_lists_the_denials_and_no_more(account: Account, role: Role, prefix: str, allowed: bool) -> None:
+    s3 = account.client("s3", account.node(role))
+    try:
+        s3.list_objects_v2(Bucket=account.outputs["JobsBucket"], Prefix=prefix)
         done = True
     except ClientError as error:
         assert error.response["Error"]["Code"] == "AccessDenied"
@@ -316,7 +332,7 @@ def node_config(account: Account, role: Role) -> NodeConfig:
     return NodeConfig.parse(script.split("<<'HOLDFAST_NODE_JSON'\n")[1].split("\nHOLDFAST_NODE_JSON")[0])
 
 
-def test_an_instance_enrols_with_the_deployed_function_and_a_stranger_does_not(
+def test_the_deployed_function_enrols_an_instance_and_no_stranger_nor_revoked_one(
     account: Account, running: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in account.endpoint().items():
@@ -331,3 +347,7 @@ def test_an_instance_enrols_with_the_deployed_function_and_a_stranger_does_not(
     with pytest.raises(IdentityError) as refusal:
         enrol(config, account.assume(role_arn, stranger), instance_id=stranger, tls_dir=tmp_path)
     assert refusal.value.reason == "not_in_group"
+    account.client("s3").put_object(Bucket=config.jobs_bucket, Key=JobsBucket.denial(instance), Body=b"{}")
+    with pytest.raises(IdentityError, match=f"{instance} was revoked by an operator") as refusal:
+        enrol(config, account.assume(role_arn, instance), instance_id=instance, tls_dir=tmp_path)
+    assert refusal.value.reason == "revoked"

@@ -189,6 +189,8 @@ def test_enrolment_function_may_do_this_and_nothing_else(dev: Deployment) -> Non
         "SignCertificates": allow("SignCertificates", "kms:Sign", ca, DIGEST_ONLY),
         "ReadAuthorityKey": allow("ReadAuthorityKey", "kms:GetPublicKey", ca),
         "CaCertificate": allow("CaCertificate", ["s3:GetObject", "s3:PutObject"], f"{JOBS}.Arn>/pki/ca.pem"),
+        "RememberProofs": allow("RememberProofs", "s3:PutObject", f"{JOBS}.Arn>/pki/proofs/*"),
+        "FindDenials": allow("FindDenials", "s3:ListBucket", f"{JOBS}.Arn>", {"StringLike": {"s3:prefix": "denied/*"}}),
         "EncryptedObjects": allow("EncryptedObjects", ["kms:Decrypt", "kms:GenerateDataKey"], DATA_KEY, VIA_S3),
         "OwnEnvironment": allow(
             "OwnEnvironment",
@@ -206,6 +208,33 @@ def test_enrolment_function_may_do_this_and_nothing_else(dev: Deployment) -> Non
 def allow(sid: str, action: str | list[str], resource: str, condition: Any = None) -> dict[str, Any]:
     statement = {"Sid": sid, "Effect": "Allow", "Action": action, "Resource": resource}
     return statement | ({"Condition": condition} if condition else {})
+
+
+def test_refusals_are_counted_in_all_and_by_reason(dev: Deployment) -> None:
+    pattern = '{ $.event = "enrolment_refused" }'
+    filters = dev.properties("AWS::Logs::MetricFilter")
+    assert {(f["FilterPattern"], f["LogGroupName"]) for f in filters.values()} == {
+        (pattern, "<FoundationEnrolmentLog>")
+    }
+    common = {"MetricNamespace": "Holdfast/dev", "MetricValue": "1"}
+    assert [f["MetricTransformations"] for f in filters.values()] == [
+        [{**common, "MetricName": "RefusedEnrolments", "DefaultValue": 0}],
+        [
+            {
+                **common,
+                "MetricName": "RefusedEnrolmentsByReason",
+                "Dimensions": [{"Key": "Reason", "Value": "$.reason"}],
+            }
+        ],
+    ]
+
+
+def test_used_proofs_are_forgotten_after_a_day_and_nothing_else_is(dev: Deployment) -> None:
+    rules = dev.properties("AWS::S3::Bucket")["FoundationBucketsJobs"]["LifecycleConfiguration"]["Rules"]
+    assert [(rule["Id"], rule.get("Prefix"), rule.get("ExpirationInDays")) for rule in rules] == [
+        ("Hygiene", None, None),
+        ("UsedProofs", "pki/proofs/", 1),
+    ]
 
 
 def test_enrolment_function_knows_each_role_and_group_by_name(dev: Deployment) -> None:

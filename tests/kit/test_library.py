@@ -15,7 +15,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from cdk_nag import AwsSolutionsChecks
 from constructs import Construct
-from tests.kit.support import ROOT
+from tests.kit.support import ROOT, flat
 
 import holdfast
 from holdfast import (
@@ -128,6 +128,42 @@ def test_public_names_exist() -> None:
 @pytest.fixture
 def stack() -> cdk.Stack:
     return cdk.Stack(cdk.App(), "Sample")
+
+
+def sample_foundation(stack: cdk.Stack, **changes: Any) -> ClusterFoundation:
+    places = {"cache_directory": ROOT / ".build", "node_source": ROOT / "node"}
+    return ClusterFoundation(stack, "Foundation", cluster_name="vision", **places, **changes)
+
+
+def test_who_may_revoke_writes_and_reads_denials_and_deletes_none(stack: cdk.Stack) -> None:
+    foundation = sample_foundation(stack)
+    role = iam.Role(stack, "Guard", assumed_by=iam.AccountRootPrincipal())
+    foundation.grant_revoke(role)
+    (policy,) = assertions.Template.from_stack(stack).find_resources("AWS::IAM::Policy").values()
+    statements = flat(policy["Properties"]["PolicyDocument"]["Statement"])
+    assert [(s["Action"], s["Resource"], s.get("Condition")) for s in statements] == [
+        (["s3:GetObject", "s3:PutObject"], "<FoundationBucketsJobs.Arn>/denied/*", None),
+        ("s3:ListBucket", "<FoundationBucketsJobs.Arn>", {"StringEquals": {"s3:prefix": "denied/"}}),
+        (
+            ["kms:Decrypt", "kms:GenerateDataKey"],
+            "<FoundationKeysData.Arn>",
+            {"StringEquals": {"kms:ViaService": "s3.<AWS::Region>.amazonaws.com"}},
+        ),
+    ]
+
+
+def test_certificates_live_as_long_as_the_property_says(stack: cdk.Stack) -> None:
+    sample_foundation(stack, certificate_hours=6)
+    (function,) = assertions.Template.from_stack(stack).find_resources("AWS::Lambda::Function").values()
+    assert function["Properties"]["Environment"]["Variables"]["HOLDFAST_CERT_HOURS"] == "6"
+
+
+def test_refusals_have_metrics(stack: cdk.Stack) -> None:
+    enrolment = sample_foundation(stack).enrolment
+    every, revoked = enrolment.metric_refused_enrolments(), enrolment.metric_refused_enrolments("revoked")
+    assert (every.namespace, every.metric_name, every.dimensions) == ("Holdfast/vision", "RefusedEnrolments", None)
+    assert (revoked.metric_name, revoked.dimensions) == ("RefusedEnrolmentsByReason", {"Reason": "revoked"})
+    assert (every.statistic, revoked.statistic) == ("Sum", "Sum")
 
 
 REFUSED_PROPS = {

@@ -137,6 +137,7 @@ DENIED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "end a job": ("stepfunctions", "send_task_success", {"taskToken": "x", "output": "{{}}"}),
     "read another job's code": ("s3", "get_object", {"Bucket": "{jobs}", "Key": "jobs/other/code.tar.gz"}),
     "write a job's record": ("s3", "put_object", {"Bucket": "{jobs}", "Key": "status/other.json", "Body": b"{}"}),
+    "revoke an instance": ("s3", "put_object", {"Bucket": "{jobs}", "Key": "denied/i-0123456789abcdef0.json"}),
     "take the lock away": ("s3", "delete_object", {"Bucket": "{jobs}", "Key": "control/lock.json"}),
     "replace a model": ("s3", "put_object", {"Bucket": "{models}", "Key": "models/a/files/b", "Body": b""}),
     "list registrations": ("s3", "list_objects_v2", {"Bucket": "{jobs}", "Prefix": "nodes/"}),

@@ -124,13 +124,24 @@ class TrainingCluster(Construct):
         It can find this cluster by its name (`--cluster`), sign, store and start jobs, and read what becomes of them.
         It cannot change the cluster, lower it, or read another job's code.
         """
-        stack = Stack.of(self)
-        own = stack.format_arn(service="cloudformation", resource="stack", resource_name=f"{stack.stack_name}/*")
-        iam.Grant.add_to_principal(grantee=grantee, actions=["cloudformation:DescribeStacks"], resource_arns=[own])
+        self._grant_find(grantee)
         self.foundation.grant_sign_jobs(grantee)
         self.foundation.grant_read_results(grantee)
         self.jobs.grant_start(grantee)
         self.jobs.grant_watch(grantee)
+
+    def grant_revoke(self, grantee: iam.IGrantable) -> None:
+        """Let `grantee` use `holdfast revoke`: cut an instance off, for ever, and see which are.
+
+        It is not part of `grant_submit`: whoever runs jobs need not be able to end those of others.
+        """
+        self._grant_find(grantee)
+        self.foundation.grant_revoke(grantee)
+
+    def _grant_find(self, grantee: iam.IGrantable) -> None:
+        stack = Stack.of(self)
+        own = stack.format_arn(service="cloudformation", resource="stack", resource_name=f"{stack.stack_name}/*")
+        iam.Grant.add_to_principal(grantee=grantee, actions=["cloudformation:DescribeStacks"], resource_arns=[own])
 
     def _allow_traffic(self) -> None:
         """Add every rule there is: the six pairs that dial each other, and what each role needs around them."""

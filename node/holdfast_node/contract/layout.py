@@ -114,6 +114,7 @@ class JobsBucket:
     LOCK = "control/lock.json"  # which execution holds the cluster; writer: the state machine
     RENDEZVOUS = "rendezvous/current.json"  # writer: the scheduler; readers: all nodes
     CA_CERTIFICATE = "pki/ca.pem"  # writer: the enrolment function
+    PROOFS = "pki/proofs/"  # prefix of the hashes of used proofs; writer: the enrolment function; nobody reads them
     DENIED = "denied/"  # prefix of denials; writer: the operator; readers: the enrolment function, all nodes
 
     @staticmethod

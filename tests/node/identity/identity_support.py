@@ -90,12 +90,18 @@ class Bucket:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.puts = 0
+        self.unlistable = False
         self._lock = threading.Lock()
 
     def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803
         if Key not in self.objects:
             raise client_error("AccessDenied", "GetObject", 403)
         return {"Body": io.BytesIO(self.objects[Key])}
+
+    def list_objects_v2(self, *, Bucket: str, Prefix: str, MaxKeys: int) -> dict[str, Any]:  # noqa: N803
+        if self.unlistable:
+            raise client_error("AccessDenied", "ListObjectsV2", 403)
+        return {"KeyCount": min(MaxKeys, sum(key.startswith(Prefix) for key in self.objects))}
 
     def put_object(self, *, Bucket: str, Key: str, Body: bytes, ContentType: str, IfNoneMatch: str) -> None:  # noqa: N803
         assert IfNoneMatch == "*"
@@ -164,6 +170,7 @@ class World:
             call_sts=self.call_sts,
             autoscaling=self.fleet,
             ec2=self.fleet,
+            s3=self.bucket,
             authority=self.authority(),
             clock=lambda: self.clock(),
             log=self.logged.append,

@@ -65,6 +65,8 @@ class Cloud:
         policy = document(
             {"Action": ["kms:Sign", "kms:GetPublicKey"], "Resource": key},
             {"Action": ["s3:GetObject", "s3:PutObject"], "Resource": "arn:aws:s3:::jobs/pki/ca.pem"},
+            {"Action": "s3:PutObject", "Resource": "arn:aws:s3:::jobs/pki/proofs/*"},
+            {"Action": "s3:ListBucket", "Resource": "arn:aws:s3:::jobs"},
             {"Action": ["ec2:DescribeInstances", "autoscaling:DescribeAutoScalingInstances"], "Resource": "*"},
         )
         iam.put_role_policy(RoleName="enrolment", PolicyName="only", PolicyDocument=policy)

@@ -185,6 +185,7 @@ LATER: dict[str, Any] = {
     "service error": client_error("ServiceException", "Invoke", 500),
     "gateway error": client_error("502", "Invoke", 502),
     "timeout": ConnectTimeoutError(endpoint_url="https://lambda"),
+    "two proofs of one second": {"refused": {"reason": "replayed", "message": "used before"}},
     "AWS throttled the function": {"refused": {"reason": "unavailable", "message": "throttled"}},
 }
 

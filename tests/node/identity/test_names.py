@@ -28,6 +28,8 @@ def test_constants_are_the_contracts() -> None:
     assert names.CLUSTER_PATTERN == roles.CLUSTER_PATTERN
     assert names.INSTANCE_ID_PATTERN == roles.INSTANCE_ID_PATTERN
     assert names.CA_CERTIFICATE_KEY == layout.JobsBucket.CA_CERTIFICATE
+    assert names.DENIED_PREFIX + f"{INSTANCE}.json" == layout.JobsBucket.denial(INSTANCE)
+    assert names.PROOFS_PREFIX == layout.JobsBucket.PROOFS
 
 
 def test_node_and_function_agree_on_the_proof() -> None:

@@ -1,5 +1,6 @@
 """One enrolment, whole: the signature is verified by a real server, the certificate is the real one."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -7,7 +8,13 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from identity_support import ACCOUNT, ADDRESS, INSTANCE, World, client_error, make_csr
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from identity_support import ACCOUNT, ADDRESS, INSTANCE, REGION, World, client_error, make_csr
+from refusal import Reason
+
+from holdfast_node.identity import prove
 
 OTHER = "i-0fedcba9876543210"
 WORKER = f"arn:aws:sts::{ACCOUNT}:assumed-role/demo-worker"
@@ -118,6 +125,40 @@ def _unknown_to_ec2(world: World) -> Any:
     return world.event()
 
 
+def _proof_of_another_cluster(world: World) -> Any:
+    csr = make_csr()
+    digest = hashlib.sha256(csr.public_bytes(Encoding.DER)).hexdigest()
+    proof = prove(world.session, region=REGION, cluster="prod", csr_sha256=digest)
+    return {"csr": csr.public_bytes(Encoding.PEM).decode(), "proof": proof}
+
+
+def _expired(world: World) -> Any:
+    event = world.event()
+    world.clock = lambda: datetime.now(UTC) + timedelta(seconds=90)
+    return event
+
+
+def _weak_key(world: World) -> Any:
+    return world.event(csr=make_csr(rsa.generate_private_key(65537, 1024)))
+
+
+def _asks_for_a_name(world: World) -> Any:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "scheduler")])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    return world.event(csr=builder.sign(ec.generate_private_key(ec.SECP256R1()), SHA256()))
+
+
+def _asks_to_be_another_role(world: World) -> Any:
+    names = x509.SubjectAlternativeName([x509.DNSName(f"{INSTANCE}.server.demo.holdfast")])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=False)
+    return world.event(csr=builder.sign(ec.generate_private_key(ec.SECP256R1()), SHA256()))
+
+
+def _denials_unreadable(world: World) -> Any:
+    world.bucket.unlistable = True
+    return world.event()
+
+
 def _throttled(world: World) -> Any:
     world.fleet.error = client_error("Throttling", "DescribeAutoScalingInstances")
     return world.event()
@@ -147,6 +188,16 @@ REFUSALS: dict[str, tuple[Callable[[World], Any], str, str]] = {
     "csr missing": (lambda w: {"proof": w.event()["proof"]}, "bad_request", 'exactly the keys "csr" and "proof"'),
     "another csr": (_other_csr, "wrong_csr", "proof was made for another CSR; sign a new proof for each CSR"),
     "stolen proof, header rewritten": (_other_key_in_header, "sts_refused", "HTTP status 403 (SignatureDoesNotMatch)"),
+    "a proof of another cluster": (_proof_of_another_cluster, "wrong_cluster", "for cluster 'prod', this is 'demo'"),
+    "an old proof": (_expired, "expired", "proof must be at most 60 s from this function's clock, got 9"),
+    "a weak key": (_weak_key, "bad_csr", "csr key must be EC P-256 (secp256r1), got RSAPublicKey"),
+    "a csr that asks for a name": (_asks_for_a_name, "bad_csr", "must ask for nothing (names come from AWS), got subj"),
+    "a csr that asks for another role": (_asks_to_be_another_role, "bad_csr", "extensions ['2.5.29.17']"),
+    "denials that can't be read": (
+        _denials_unreadable,
+        "unavailable",
+        "AWS refused ListObjectsV2 to the function: AccessDenied",
+    ),
     "signed for another endpoint": (_signed_for_another_host, "sts_refused", "(SignatureDoesNotMatch)"),
     "unknown access key": (_secret_unknown, "sts_refused", "HTTP status 403 (InvalidClientTokenId)"),
     "another account": (_another_account, "wrong_account", f"must be of account {ACCOUNT}, got 999988887777"),
@@ -182,6 +233,16 @@ def test_refused(world: World, case: str) -> None:
     assert text in answer["refused"]["message"]
     assert world.logged == [{"event": "enrolment_refused", **answer["refused"]}]
     assert not world.bucket.objects, "a refused node must not have the CA made"
+
+
+def test_every_reason_has_a_case() -> None:
+    elsewhere = {
+        "bad_proof": "test_proof",
+        "revoked": "test_records",
+        "replayed": "test_records",
+        "ca_mismatch": "test_authority",
+    }
+    assert {reason for _, reason, _ in REFUSALS.values()} | set(elsewhere) == {reason.value for reason in Reason}
 
 
 def test_an_unreachable_sts_is_a_refusal_that_may_be_tried_again(world: World) -> None:

@@ -1,8 +1,7 @@
 """The enrolment function: gives a node of the cluster a certificate, on AWS's word about who it is.
 
 Event: `{"csr": PEM, "proof": {"query": {…}, "headers": {…}}}`, see `proof`. Answer: see `service`. Entry point:
-`handler.handler`, on AWS Lambda with Python 3.11. It needs kms:Sign and kms:GetPublicKey on the CA key, s3:GetObject
-and s3:PutObject on `pki/ca.pem`, autoscaling:DescribeAutoScalingInstances and ec2:DescribeInstances.
+`handler.handler`, on AWS Lambda with Python 3.11. What it may do is in `holdfast.enrolment`.
 """
 
 import functools
@@ -42,6 +41,7 @@ def _enrolment() -> Enrolment:
         call_sts=lambda request: call_sts(endpoint, request, ca_bundle=ca_bundle),
         autoscaling=clients["autoscaling"],
         ec2=clients["ec2"],
+        s3=clients["s3"],
         authority=Authority(
             kms=clients["kms"],
             s3=clients["s3"],

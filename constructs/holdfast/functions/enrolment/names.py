@@ -10,6 +10,8 @@ ROLES = ("scheduler", "server", "worker", "predictor")
 CLUSTER_PATTERN = re.compile(r"[a-z][a-z0-9-]{1,30}[a-z0-9]")
 INSTANCE_ID_PATTERN = re.compile(r"i-[0-9a-f]{8,17}")
 CA_CERTIFICATE_KEY = "pki/ca.pem"
+DENIED_PREFIX = "denied/"
+PROOFS_PREFIX = "pki/proofs/"
 
 #: What a node signs beside the request to STS, so that a captured request enrols no other key and no other cluster.
 CSR_HEADER = "x-holdfast-csr-sha256"

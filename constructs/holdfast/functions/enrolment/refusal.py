@@ -18,8 +18,10 @@ class Reason(StrEnum):
     UNKNOWN_ROLE = "unknown_role"
     NOT_IN_GROUP = "not_in_group"
     NOT_RUNNING = "not_running"
+    REVOKED = "revoked"
+    REPLAYED = "replayed"  # a node retries it with another proof: two of one second are one and the same
     CA_MISMATCH = "ca_mismatch"
-    UNAVAILABLE = "unavailable"  # the only one that a node retries: AWS did not answer, nothing was decided
+    UNAVAILABLE = "unavailable"  # a node retries it: AWS did not answer, nothing was decided
 
 
 class Refused(Exception):  # noqa: N818 - a refusal is an answer of the protocol, not a fault of the function

@@ -12,18 +12,20 @@ from configuration import Settings
 from cryptography.hazmat.primitives.serialization import Encoding
 from fleet import private_address, require_member, role_of
 from proof import Caller, StsRequest, parse_caller, rebuild
+from records import claim_proof, require_not_denied
 from refusal import Reason, Refused
 from signing_request import SigningRequest, parse
 
 
 @dataclass(frozen=True)
 class Enrolment:
-    """The enrolment of one cluster's nodes, with its edges: STS, Auto Scaling, EC2, the CA, a clock and a log."""
+    """The enrolment of one cluster's nodes, with its edges: STS, Auto Scaling, EC2, S3, the CA, a clock and a log."""
 
     settings: Settings
     call_sts: Callable[[StsRequest], tuple[int, bytes]]
     autoscaling: Any
     ec2: Any
+    s3: Any
     authority: Authority
     clock: Callable[[], datetime]
     log: Callable[[dict[str, Any]], None]
@@ -53,10 +55,13 @@ class Enrolment:
         request = parse(event["csr"])
         caller = self._caller(event["proof"], request)
         role = role_of(caller, settings.roles)
+        require_not_denied(self.s3, settings.jobs_bucket, caller.instance_id)
         require_member(self.autoscaling, caller.instance_id, settings.roles[role].group)
         address = private_address(self.ec2, caller.instance_id)
         now = self.clock()
         ca = self.authority.certificate(now)
+        # Last, so that what was refused is not remembered: a proof that gave nothing is not used up.
+        claim_proof(self.s3, settings.jobs_bucket, event["proof"]["query"]["X-Amz-Signature"])
         certificate = node_certificate(
             cluster=settings.cluster,
             role=role,
