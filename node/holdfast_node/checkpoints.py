@@ -3,75 +3,97 @@
 A checkpoint is a directory with a manifest of SHA-256 digests. It is written beside its place, flushed to the disk,
 and renamed; the link `latest` moves last. A writer that dies at any point leaves nothing that `latest` accepts but
 what was whole before. One writer at a time per directory, held by a lock that ends with its process.
+
+The digests find accidents: cut files, flipped bits, mixed-up or half-copied directories. They are no signature: who
+may write the directory can write a manifest that fits (docs/adr/0009-checkpoints.md).
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
-import json
 import logging
+import math
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from holdfast_node.contract.errors import HoldfastError
+from holdfast_node.contract.documents import DEFAULT_RETENTION, Retention
+from holdfast_node.manifests import MANIFEST, NAME_PATTERN, CheckpointError, Manifest, describe
+from holdfast_node.retention import doomed
 
-MANIFEST = "manifest.json"
+__all__ = ["CheckpointError", "atomic_write", "flush_directory", "hold", "latest", "read", "save", "verify"]
+
 LATEST = "latest"
-FORMAT = 1
-DEFAULT_KEEP = 3
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TEMPORARY = ".tmp-"
+_PART = ".part-"
 _LOCK = ".lock"
+#: How long nothing was written to a part that counts as left behind: no write takes that long between two blocks.
+_PART_SECONDS = 3600
+#: What a file system says when it is full, a quota is used up, or a file is larger than it may be.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(HoldfastError):
-    """A checkpoint cannot be written, or one that was asked for is not whole."""
-
-
-def save(directory: Path, name: str, write: Callable[[Path], None], *, keep: int = DEFAULT_KEEP) -> Path:
+def save(
+    directory: Path,
+    name: str,
+    write: Callable[[Path], None],
+    *,
+    retention: Retention = DEFAULT_RETENTION,
+    metrics: Mapping[str, float] | None = None,
+    draft: str | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Path:
     """Return the path of a new, complete checkpoint `directory/name`, on the disk and verified by its manifest.
 
     Args:
         directory: where the checkpoints of one job are; it is created where it is missing.
-        name: a file name; a checkpoint is never overwritten.
+        name: a file name; a whole checkpoint is never overwritten, a damaged one of this name is replaced.
         write: called with an empty directory; it writes the checkpoint's files there.
-        keep: how many checkpoints stay, this one included; the oldest others are removed.
+        retention: which checkpoints stay afterwards; the others are removed, but for those that somebody holds.
+        metrics: what the best ones are chosen by; values that are not finite are recorded as null.
+        draft: the temporary directory is `draft_path(directory, draft)`, for other processes that write there too.
+        clock: tells the time in seconds since the epoch.
 
     Raises:
-        CheckpointError: the name is not one, is taken, another writer is at work, or nothing was written.
+        CheckpointError: the name is not one, is taken, another writer is at work, nothing was written, or the disk
+            is full. The earlier checkpoints are untouched.
     """
     if not NAME_PATTERN.fullmatch(name) or name in (LATEST, MANIFEST):
         raise CheckpointError(f"checkpoint name must match {NAME_PATTERN.pattern} and not be {LATEST}, got {name!r}")
-    if keep < 1:
-        raise CheckpointError(f"keep must be at least 1, got {keep}")
-    directory.mkdir(parents=True, exist_ok=True)
-    with _only_writer(directory):
-        _remove_leftovers(directory)
-        target = directory / name
-        if target.exists():
-            raise CheckpointError(
-                f"checkpoint {name} exists already; checkpoints are never overwritten, use a new name"
-            )
-        temporary = directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
-        temporary.mkdir()
-        try:
-            write(temporary)
-            sequence = max((number for number, _ in _candidates(directory)), default=0) + 1
-            _seal(temporary, name, sequence)
-            temporary.rename(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        flush_directory(directory)
-        _point(directory, name)
-        _prune(directory, keep)
+    noted = {key: float(value) if math.isfinite(value) else None for key, value in (metrics or {}).items()}
+    temporary = draft_path(directory, draft or secrets.token_hex(8))
+    with _explained(directory, name):
+        directory.mkdir(parents=True, exist_ok=True)
+        with _only_writer(directory):
+            _remove_leftovers(directory, clock())
+            target = directory / name
+            _make_way(target)
+            temporary.mkdir()
+            try:
+                write(temporary)
+                sequence = max((manifest.sequence for manifest, _ in _candidates(directory)), default=0) + 1
+                _seal(temporary, name, sequence=sequence, created=int(clock()), metrics=noted)
+                temporary.rename(target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            flush_directory(directory)
+            try:  # the checkpoint is there: what fails from here on is no reason to call it unsaved
+                _point(directory, name)
+                _prune(directory, retention, clock())
+            except OSError as error:
+                _log.warning("checkpoint %s is saved, but not tidied up after: %s", name, error)
     return target
+
+
+def draft_path(directory: Path, draft: str) -> Path:
+    """Return where a checkpoint with this draft's name is written until it is whole."""
+    return directory / f"{_TEMPORARY}{draft}"
 
 
 def latest(directory: Path) -> Path | None:
@@ -79,7 +101,7 @@ def latest(directory: Path) -> Path | None:
 
     Those that are not whole are skipped, with a warning in the log that says why.
     """
-    for _, path in sorted(_candidates(directory), reverse=True):
+    for _, path in sorted(_candidates(directory), key=lambda item: item[0].sequence, reverse=True):
         try:
             verify(path)
         except CheckpointError as error:
@@ -89,36 +111,65 @@ def latest(directory: Path) -> Path | None:
     return None
 
 
-def verify(path: Path) -> None:
-    """Return if the checkpoint holds exactly the files of its manifest, with those digests.
+def verify(path: Path) -> Manifest:
+    """Return the checkpoint's manifest if it holds exactly the files of it, with those digests.
 
     Raises:
         CheckpointError: something is missing, added or changed; the message names the first such file.
     """
-    manifest = _manifest(path)
+    manifest = Manifest.of(path)
     present = {_relative(file, path) for file in _files(path)} - {MANIFEST}
-    expected = manifest["files"]
-    if missing := sorted(set(expected) - present):
+    if missing := sorted(set(manifest.files) - present):
         raise CheckpointError(f"{path.name} lacks {missing[0]}")
-    if added := sorted(present - set(expected)):
+    if added := sorted(present - set(manifest.files)):
         raise CheckpointError(f"{path.name} has {added[0]}, which is not in its manifest")
-    for name, entry in expected.items():
-        if (actual := _describe(path / name)) != entry:
-            raise CheckpointError(
-                f"{path.name}: {name} must have sha256 {entry['sha256']} and {entry['size']} bytes, "
-                f"got {actual['sha256']} and {actual['size']}"
-            )
+    for name in manifest.files:
+        manifest.check(path, name, describe(path / name))
+    return manifest
+
+
+def read(path: Path, name: str, manifest: Manifest) -> bytes:
+    """Return the bytes of a checkpoint's file: the very bytes whose digest was compared.
+
+    Raises:
+        CheckpointError: the file is not in the manifest, is missing, or is not what it was.
+    """
+    try:
+        data = (path / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path.name}: {name} cannot be read: {error.strerror}") from None
+    manifest.check(path, name, {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)})
+    return data
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keep the checkpoint from being removed while the block runs, whatever retention says.
+
+    Raises:
+        CheckpointError: it is not there any more.
+    """
+    with _locked(path, os.O_RDONLY, fcntl.LOCK_SH) as held:
+        if not held:  # only while a writer decides, which takes no time
+            raise CheckpointError(f"{path.name} is being removed; use a newer checkpoint")
+        yield
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace the file `path` by what `write` puts at the path that it is given: all of it, on the disk, or nothing."""
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    """Replace the file `path` by what `write` puts at the path that it is given: all of it, on the disk, or nothing.
+
+    Raises:
+        CheckpointError: the disk is full; what was at `path` is untouched.
+    """
+    temporary = path.with_name(f"{_PART}{secrets.token_hex(8)}")
     try:
         write(temporary)
         _flush(temporary)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise _full(path.name, path.parent, error) from error
         raise
     flush_directory(path.parent)
 
@@ -137,6 +188,29 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def _explained(directory: Path, name: str) -> Iterator[None]:
+    """Turn what a disk says into what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _full(f"checkpoint {name}", directory, error) from error
+        raise CheckpointError(
+            f"checkpoint {name} cannot be written to {directory}: {error.strerror or error}; the earlier ones are "
+            "untouched"
+        ) from error
+
+
+def _full(what: str, directory: Path, error: OSError) -> CheckpointError:
+    free = shutil.disk_usage(directory).free if directory.is_dir() else 0
+    return CheckpointError(
+        f"{what} does not fit in {directory}: {error.strerror}, {free:,} bytes are free; make room, or keep fewer "
+        "checkpoints ([checkpoints] keep_last): there must be room for one more than are kept. What was there is "
+        "untouched"
+    )
+
+
+@contextlib.contextmanager
 def _only_writer(directory: Path) -> Iterator[None]:
     descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -151,7 +225,39 @@ def _only_writer(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _seal(temporary: Path, name: str, sequence: int) -> None:
+@contextlib.contextmanager
+def _locked(path: Path, flags: int, kind: int) -> Iterator[bool]:
+    """Yield whether the lock on a checkpoint's manifest could be had; it ends with the block or the process."""
+    try:
+        descriptor = os.open(path / MANIFEST, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be used: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _make_way(target: Path) -> None:
+    if not target.exists():
+        return
+    try:
+        verify(target)
+    except CheckpointError as error:
+        _log.warning("a damaged checkpoint is replaced: %s", error)
+        _remove(target)
+    else:
+        raise CheckpointError(
+            f"checkpoint {target.name} exists already; checkpoints are never overwritten, use a new name"
+        )
+
+
+def _seal(temporary: Path, name: str, *, sequence: int, created: int, metrics: dict[str, float | None]) -> None:
     """Flush every file and directory, and write the manifest: from here on the checkpoint can be verified."""
     files = sorted(_files(temporary))
     if not files:
@@ -160,9 +266,9 @@ def _seal(temporary: Path, name: str, sequence: int) -> None:
         raise CheckpointError(f"a checkpoint's file must not be called {MANIFEST}")
     for file in files:
         _flush(file)
-    entries = {_relative(file, temporary): _describe(file) for file in files}
-    manifest = {"format": FORMAT, "name": name, "sequence": sequence, "files": entries}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    entries = {_relative(file, temporary): describe(file) for file in files}
+    manifest = Manifest(name=name, sequence=sequence, created=created, metrics=metrics, files=entries)
+    (temporary / MANIFEST).write_bytes(manifest.to_json())
     _flush(temporary / MANIFEST)
     for folder in {file.parent for file in files} | {temporary}:
         flush_directory(folder)
@@ -175,65 +281,60 @@ def _point(directory: Path, name: str) -> None:
     flush_directory(directory)
 
 
-def _prune(directory: Path, keep: int) -> None:
-    for _, path in sorted(_candidates(directory), reverse=True)[keep:]:
-        doomed = directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
-        path.rename(doomed)  # never half a checkpoint under its own name
-        shutil.rmtree(doomed)
+def _prune(directory: Path, retention: Retention, now: float) -> None:
+    """Remove what these rules do not keep; called right after the newest one was completed."""
+    entries = {manifest.name: (manifest, path) for manifest, path in _candidates(directory)}
+    for entry in doomed([manifest.entry for manifest, _ in entries.values()], retention, now=now):
+        path = entries[entry.name][1]
+        with contextlib.suppress(CheckpointError), _locked(path, os.O_RDWR, fcntl.LOCK_EX) as mine:
+            if mine:
+                _remove(path)
+            else:
+                _log.info("checkpoint %s is in use and stays for now", entry.name)
 
 
-def _remove_leftovers(directory: Path) -> None:
-    """Remove what writers that died have left; the lock says that none is alive."""
-    for path in directory.glob(f"{_TEMPORARY}*"):
+def _remove(path: Path) -> None:
+    doomed_path = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    path.rename(doomed_path)  # never half a checkpoint under its own name
+    shutil.rmtree(doomed_path)
+
+
+def _remove_leftovers(directory: Path, now: float) -> None:
+    """Remove what writers that died have left; the lock says that none is alive.
+
+    Parts of single files have other writers, which hold no lock: those go when they are old.
+    """
+    for path in [*directory.glob(f"{_TEMPORARY}*"), *directory.glob(f"{_PART}*")]:
+        if path.name.startswith(_PART) and now - path.lstat().st_mtime < _PART_SECONDS:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
 
-def _candidates(directory: Path) -> Iterator[tuple[int, Path]]:
+def _candidates(directory: Path) -> Iterator[tuple[Manifest, Path]]:
     if not directory.is_dir():
         return
     for path in directory.iterdir():
         if path.is_symlink() or not path.is_dir() or not NAME_PATTERN.fullmatch(path.name):
             continue
         try:
-            yield _manifest(path)["sequence"], path
+            yield Manifest.of(path), path
         except CheckpointError as error:
             _log.warning("checkpoint skipped: %s", error)
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        files, sequence = manifest["files"], manifest["sequence"]
-        well_formed = manifest["format"] == FORMAT and manifest["name"] == path.name and isinstance(sequence, int)
-        well_formed = well_formed and all(set(entry) == {"sha256", "size"} for entry in files.values())
-    except OSError as error:
-        raise CheckpointError(f"{path.name} has no manifest ({error.strerror}): it was not completed") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path.name} has a damaged manifest ({type(error).__name__})") from None
-    if not well_formed:
-        raise CheckpointError(f"{path.name} has a manifest of another checkpoint or format")
-    return dict(manifest)
-
-
 def _files(directory: Path) -> Iterator[Path]:
     for path in directory.rglob("*"):
-        if path.is_symlink():
-            raise CheckpointError(f"a checkpoint holds files only, got the link {_relative(path, directory)}")
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise CheckpointError(
+                f"a checkpoint holds files only, got the {'link' if path.is_symlink() else 'special file'} "
+                f"{_relative(path, directory)}"
+            )
         if path.is_file():
             yield path
 
 
 def _relative(path: Path, directory: Path) -> str:
     return path.relative_to(directory).as_posix()
-
-
-def _describe(path: Path) -> dict[str, str | int]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return {"sha256": digest.hexdigest(), "size": size}

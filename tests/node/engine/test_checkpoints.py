@@ -1,8 +1,10 @@
 """Checkpoints are whole or not there."""
 
 import fcntl
+import hashlib
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -17,11 +19,14 @@ import pytest
 
 from holdfast_node import checkpoints
 from holdfast_node.checkpoints import CheckpointError
+from holdfast_node.contract.documents import Retention
+from holdfast_node.manifests import Manifest, describe
 
 WRITER = """
 import itertools, sys
 from pathlib import Path
 from holdfast_node import checkpoints
+from holdfast_node.contract.documents import Retention
 directory = Path(sys.argv[1])
 start = len(list(directory.glob("step-*"))) + int(sys.argv[2])
 print("ready", flush=True)
@@ -32,7 +37,7 @@ for number in itertools.count(start):
             with (folder / name).open("w") as file:
                 for _ in range(200):
                     file.write(f"{number:08d}" * 100)
-    checkpoints.save(directory, f"step-{number:08d}", write, keep=2)
+    checkpoints.save(directory, f"step-{number:08d}", write, retention=Retention(keep_last=2))
 """
 
 
@@ -66,8 +71,36 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for number in (9, 10, 8, 11):  # by the order of saving, not of names
-        checkpoints.save(tmp_path, f"step-{number}", write("x"), keep=2)
+        checkpoints.save(tmp_path, f"step-{number}", write("x"), retention=Retention(keep_last=2))
     assert names(tmp_path) == ["latest", "step-11", "step-8"]
+
+
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    for number, loss in enumerate((0.5, 0.1, 0.4, math.nan, 0.3)):
+        checkpoints.save(
+            tmp_path, f"step-{number}", write("x"), retention=Retention(keep_last=1), metrics={"loss": loss}
+        )
+    assert names(tmp_path) == ["latest", "step-1", "step-4"]
+
+
+def test_old_ones_go_by_age_but_for_the_newest_and_the_best(tmp_path: Path) -> None:
+    rules = Retention(keep_last=10, max_age_days=1)
+    now = 1_000_000.0
+    for number, loss in enumerate((0.5, 0.1, 0.4)):
+        checkpoints.save(tmp_path, f"step-{number}", write("x"), metrics={"loss": loss}, clock=lambda: now)
+    checkpoints.save(tmp_path, "step-9", write("x"), retention=rules, clock=lambda: now + 86401)
+    assert names(tmp_path) == ["latest", "step-1", "step-9"]
+
+
+def test_one_that_is_in_use_stays_until_it_is_not(tmp_path: Path) -> None:
+    first, rules = checkpoints.save(tmp_path, "one", write("1")), Retention(keep_last=1)
+    with checkpoints.hold(first):
+        checkpoints.save(tmp_path, "two", write("2"), retention=rules)
+        assert names(tmp_path) == ["latest", "one", "two"]
+    checkpoints.save(tmp_path, "three", write("3"), retention=rules)
+    assert names(tmp_path) == ["latest", "three"]
+    with pytest.raises(CheckpointError, match="one cannot be used: No such file or directory"), checkpoints.hold(first):
+        pass
 
 
 def flip_bit(path: Path) -> None:
@@ -85,6 +118,8 @@ def edit_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], N
     return edit
 
 
+#: Of the byte that `flip_bit` makes of "2".
+WEIGHTS = {"sha256": hashlib.sha256(b"3").hexdigest(), "size": 1}
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a flipped bit": (flip_bit, "two: weights must have sha256"),
     "a cut file": (lambda path: os.truncate(path / "weights", 0), "and 1 bytes, got"),
@@ -93,7 +128,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no manifest": (lambda path: (path / "manifest.json").unlink(), "two has no manifest"),
     "half a manifest": (lambda path: os.truncate(path / "manifest.json", 20), "two has a damaged manifest"),
     "another's manifest": (edit_manifest(lambda m: m.update(name="one")), "a manifest of another checkpoint or format"),
-    "another format": (edit_manifest(lambda m: m.update(format=2)), "a manifest of another checkpoint or format"),
+    "another format": (edit_manifest(lambda m: m.update(format=1)), "a manifest of another checkpoint or format"),
+    "an edited manifest": (
+        edit_manifest(lambda m: m.update(sequence=9)),
+        "two has a manifest that was changed after it was written",
+    ),
+    "a digest in the manifest that fits a changed file": (
+        lambda path: (
+            flip_bit(path),
+            edit_manifest(lambda m: m["files"].update(weights=describe(path / "weights")))(path),
+        ),
+        "two has a manifest that was changed after it was written",
+    ),
+    "a renamed file": (lambda path: (path / "weights").rename(path / "heights"), "two lacks weights"),
+    "a metric that is no number": (edit_manifest(lambda m: m.update(metrics={"loss": "x"})), "a damaged manifest"),
+    "a pipe": (lambda path: os.mkfifo(path / "more"), "holds files only, got the special file more"),
     "a link": (lambda path: (path / "more").symlink_to("weights"), "holds files only, got the link more"),
 }
 
@@ -108,6 +157,37 @@ def test_a_damaged_checkpoint_is_skipped_with_a_reason(
     with caplog.at_level(logging.WARNING):
         assert checkpoints.latest(tmp_path) == first
     assert reason in caplog.text
+
+
+def test_a_damaged_checkpoint_does_not_keep_its_name_from_being_saved_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip_bit(checkpoints.save(tmp_path, "one", write("1")))
+    saved = checkpoints.save(tmp_path, "one", write("2"))
+    assert checkpoints.latest(tmp_path) == saved and (saved / "weights").read_text() == "2"
+    assert "a damaged checkpoint is replaced: one: weights must have sha256" in caplog.text
+
+
+def test_the_digests_are_no_signature(tmp_path: Path) -> None:
+    """Stated, not wished away: who may write the directory can make a checkpoint that verifies (ADR 9)."""
+    path = checkpoints.save(tmp_path, "one", write("1"))
+    flip_bit(path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    files = manifest["files"] | {"weights": describe(path / "weights")}
+    fields = {key: value for key, value in manifest.items() if key not in ("sha256", "format")} | {"files": files}
+    (path / "manifest.json").write_bytes(Manifest(**fields).to_json())
+    assert checkpoints.latest(tmp_path) == path
+
+
+def test_a_file_is_read_only_as_it_was_written(tmp_path: Path) -> None:
+    path = checkpoints.save(tmp_path, "one", write("1"))
+    manifest = checkpoints.verify(path)
+    assert checkpoints.read(path, "weights", manifest) == b"1"
+    flip_bit(path)
+    with pytest.raises(CheckpointError, match="one: weights must have sha256"):
+        checkpoints.read(path, "weights", manifest)
+    with pytest.raises(CheckpointError, match="one: absent cannot be read: No such file"):
+        checkpoints.read(path, "absent", manifest)
 
 
 def fails(_: Path) -> None:
@@ -169,7 +249,7 @@ def test_a_killed_writer_never_leaves_a_checkpoint_that_loads_wrong(tmp_path: Pa
             assert found.name >= newest  # what was whole stays
             newest, seen = found.name, seen + 1
     assert seen > 5
-    checkpoints.save(tmp_path, "zz-last", write("x"), keep=1)
+    checkpoints.save(tmp_path, "zz-last", write("x"), retention=Retention(keep_last=1))
     assert names(tmp_path) == ["latest", "zz-last"]  # and what the dead have left is gone
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.roles import Role
 from holdfast_node.engines.errors import EngineError, PortError
-from holdfast_node.engines.mxnet import events, pickles, ports
+from holdfast_node.engines.mxnet import events, pickles, ports, randomness
 from holdfast_node.engines.mxnet.controller import Controller
 
 #: Exit statuses besides 0 and 1 (sysexits.h): a command was refused that the job cannot do without; port taken.
@@ -46,6 +46,8 @@ def serve(role: str) -> None:
     import mxnet as mx  # type: ignore[import-not-found]
     from mxnet.base import _LIB, check_call  # type: ignore[import-not-found]
 
+    if seed := os.environ.get("HOLDFAST_SEED"):  # SGLD draws its noise on the servers
+        randomness.apply(seed, mx)
     pickles.disable()
     os.environ["DMLC_ROLE"] = role
     store = mx.kv.create("dist")

@@ -16,6 +16,7 @@ from holdfast_node.contract.documents import RELATIVE_PATH_PATTERN, require
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.engines.errors import SpecError, StateError
 from holdfast_node.engines.mxnet import schedulers
+from holdfast_node.engines.mxnet.optimizer import OPTIMIZERS
 from holdfast_node.engines.mxnet.spec import VERSION, Kind, require_keys, require_kind, serialise
 
 _MANIFEST = "manifest"
@@ -62,18 +63,27 @@ def below_checkpoints(relative: str) -> Path:
 
 
 def save(path: Path, updater: Any, token: str) -> None:
-    """Write the updater's states to `path`, atomically. `token` names this save, for the worker to find in it."""
+    """Write the updater's states to `path`, atomically. `token` names this save, for the worker to find in it.
+
+    Raises:
+        StateError: the optimizer or its scheduler has a state of a kind that is not known here.
+    """
     import numpy as np
 
     arrays: dict[str, Any] = {}
     optimizer = updater.optimizer
     scheduler = optimizer.lr_scheduler
+    _require_known(optimizer)
     manifest = {
         "version": VERSION,
         "token": token,
         "optimizer": type(optimizer).__name__,
-        "states": [[int(key), _flatten(state, f"{key}", arrays)] for key, state in updater.states.items()],
-        "counts": [[int(key), count] for key, count in optimizer._index_update_count.items()],
+        "states": [[_key(key), _flatten(state, f"{key}", arrays)] for key, state in updater.states.items()],
+        "counts": [
+            [device, _key(key), count]
+            for device, counts in optimizer._all_index_update_counts.items()
+            for key, count in counts.items()
+        ],
         "progress": {name: getattr(optimizer, name) for name in _PROGRESS if hasattr(optimizer, name)},
         "scheduler": None if scheduler is None else {"name": type(scheduler).__name__, "state": vars(scheduler)},
     }
@@ -107,14 +117,19 @@ def load(path: Path, updater: Any, token: str, mx: Any) -> None:
         for name, value in progress.items():
             require_kind(value, Kind.OPTIONAL_NUMBER, f"progress.{name}")
         num_update = require_kind(progress["num_update"], Kind.COUNT, "progress.num_update")
-        counts = {int(key): require_kind(count, Kind.COUNT, "counts") for key, count in manifest["counts"]}
+        counts = [
+            (require_kind(device, Kind.COUNT, "counts"), _key(key), require_kind(count, Kind.COUNT, "counts"))
+            for device, key, count in manifest["counts"]
+        ]
         scheduler = None if saved is None else schedulers.decode(saved, num_update, mx.lr_scheduler)
-        loaded = {int(key): _unflatten(state, arrays, mx) for key, state in manifest["states"]}
+        loaded = {_key(key): _unflatten(state, arrays, mx) for key, state in manifest["states"]}
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"{path.name} has a damaged manifest ({type(error).__name__})") from None
     updater.states, updater.states_synced = loaded, dict.fromkeys(loaded, False)
-    optimizer._index_update_count.clear()
-    optimizer._index_update_count.update(counts)
+    for counted in optimizer._all_index_update_counts.values():  # the current device's is one of them
+        counted.clear()
+    for device, index, count in counts:
+        optimizer._all_index_update_counts.setdefault(device, {})[index] = count
     vars(optimizer).update(progress)
     optimizer.lr_scheduler = scheduler
 
@@ -142,6 +157,25 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(manifest, dict):
         raise StateError(f"optimizer states {path.name} have no manifest")
     return arrays, manifest
+
+
+def _require_known(optimizer: Any) -> None:
+    """Raise StateError for an optimizer or scheduler with a state that is not known here: it would be lost."""
+    name, scheduler = type(optimizer).__name__, optimizer.lr_scheduler
+    if name.lower() not in OPTIMIZERS:
+        raise StateError(
+            f"the optimizer must be one of {sorted(OPTIMIZERS)} for its states to be saved whole, got {name}"
+        )
+    if scheduler is not None and type(scheduler).__name__ not in schedulers.STATES:
+        raise StateError(
+            f"lr_scheduler must be one of {sorted(schedulers.STATES)} for its state to be saved, got "
+            f"{type(scheduler).__name__}; call trainer.set_learning_rate(…) from the script instead"
+        )
+
+
+def _key(key: Any) -> int | str:
+    """Return a state's key: a number on a server, a number or a parameter's name where a worker updates by itself."""
+    return str(require_kind(key, Kind.TEXT, "key")) if isinstance(key, str) else int(key)
 
 
 def _flatten(state: Any, name: str, arrays: dict[str, Any]) -> Any:

@@ -16,14 +16,14 @@ from typing import Any, NoReturn
 
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.engines.errors import EngineError, PortError
-from holdfast_node.engines.mxnet import events, ports, saving, updates
+from holdfast_node.engines.mxnet import events, ports, randomness, saving, updates
 
 #: As the server's launcher (sysexits.h, EX_UNAVAILABLE).
 EXIT_PORT = 69
 
 
 def prepare() -> None:
-    """Check the pinned port and patch MXNet for declarative updates and atomic saves.
+    """Check the pinned port, patch MXNet for declarative updates and atomic saves, and apply the job's seed.
 
     Raises:
         PortError: the pinned port is taken.
@@ -41,6 +41,8 @@ def prepare() -> None:
 
     updates.install(store_module.KVStore, mx, joined, lambda: events.emit("first_step", time=time.time()))
     saving.install(importlib.import_module("mxnet.base")._LIB, directory)
+    if seed := os.environ.get("HOLDFAST_SEED"):  # a script that sets its own seeds does so after this
+        randomness.apply(seed, mx)
 
 
 def run(script: Path, arguments: list[str]) -> None:
