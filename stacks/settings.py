@@ -9,7 +9,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from holdfast_node.contract.documents import METRIC_PATTERN
+from holdfast_node.contract.documents import (
+    DEFAULT_LOST_SECONDS,
+    DEFAULT_MAX_RESTARTS,
+    MAX_RESTARTS,
+    METRIC_PATTERN,
+    MIN_LOST_SECONDS,
+)
 from holdfast_node.contract.roles import CLUSTER_PATTERN, DEFAULT_PORTS, MAX_NODES_PER_ROLE, Role
 from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gpu, is_arm
 
@@ -164,6 +170,14 @@ class Limits(_Section):
     heartbeat_seconds: Annotated[int, Field(ge=30, le=3600)] = Field(
         default=600, description="how long a scheduler may be silent, its boot included, before the job is stopped"
     )
+    lost_seconds: Annotated[int, Field(ge=MIN_LOST_SECONDS, le=300)] = Field(
+        default=DEFAULT_LOST_SECONDS,
+        description="within how many seconds a lost process, node or connection is noticed; slower peers count as lost",
+    )
+    max_restarts: Annotated[int, Field(ge=0, le=MAX_RESTARTS)] = Field(
+        default=DEFAULT_MAX_RESTARTS,
+        description="how often a job may go on from its last checkpoint after a failure; a submission may ask for less",
+    )
     enrolment_concurrency: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         default=None,
         description="how many executions of the enrolment function are set aside, also the most at once; none if "
@@ -275,6 +289,11 @@ def _check_limits(settings: Settings) -> None:
         raise SettingError(
             f"[limits] heartbeat_seconds must be less than max_hours ({limits.max_hours * 3600} s), "
             f"got {limits.heartbeat_seconds}; a dead scheduler is found before the job's deadline"
+        )
+    if limits.lost_seconds >= limits.heartbeat_seconds:
+        raise SettingError(
+            f"[limits] lost_seconds must be less than heartbeat_seconds ({limits.heartbeat_seconds} s), "
+            f"got {limits.lost_seconds}; a lost worker is found before a lost scheduler"
         )
     if limits.usd_per_job is None:
         return

@@ -31,7 +31,11 @@ class TrainingStack(ClusterStack):
                 Role.SERVER: settings.ports.server,
                 Role.WORKER: settings.ports.worker,
             },
-            limits=JobLimits(max_seconds=max_seconds, heartbeat_seconds=settings.limits.heartbeat_seconds),
+            limits=JobLimits(
+                max_seconds=max_seconds,
+                heartbeat_seconds=settings.limits.heartbeat_seconds,
+                lost_seconds=settings.limits.lost_seconds,
+            ),
             retention=CheckpointRetention(**settings.checkpoints.model_dump()),
             removal_policy=self.data_removal,
         )
@@ -51,6 +55,7 @@ class TrainingStack(ClusterStack):
             "MaxServers": str(settings.servers.max),
             "MaxJobSeconds": str(max_seconds),
             "MinJobSeconds": str(settings.limits.heartbeat_seconds + 1),
+            "MaxRestarts": str(settings.limits.max_restarts),
             "SchedulerGroup": groups[Role.SCHEDULER],
             "ServerGroup": groups[Role.SERVER],
             "WorkerGroup": groups[Role.WORKER],

@@ -34,6 +34,7 @@ OUTPUTS = {
     "max_servers": "MaxServers",
     "min_job_seconds": "MinJobSeconds",
     "max_job_seconds": "MaxJobSeconds",
+    "max_restarts": "MaxRestarts",
     "engine": "Engine",
     "node_boot": "NodeBoot",
 }
@@ -88,6 +89,7 @@ class Cluster:
     max_servers: int
     min_job_seconds: int
     max_job_seconds: int
+    max_restarts: int
     engine: str
     node_boot: str
 
@@ -197,7 +199,7 @@ def _from_outputs(aws: Aws, stack: dict[str, Any]) -> Cluster:
             "deploy it completely with `cdk deploy --all` from this version"
         )
     values: dict[str, Any] = {field: outputs[key] for field, key in OUTPUTS.items()}
-    for field in ("max_workers", "max_servers", "min_job_seconds", "max_job_seconds"):
+    for field in ("max_workers", "max_servers", "min_job_seconds", "max_job_seconds", "max_restarts"):
         if not values[field].isascii() or not values[field].isdigit():
             raise ClusterError(
                 f"output {OUTPUTS[field]} of stack {stack['StackName']} must be a number, got {values[field]!r}; "

@@ -39,6 +39,7 @@ class Request:
     model_dir: str = "model"
     timeout_seconds: int | None = None
     seed: str | None = None
+    max_restarts: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,7 @@ def submit(cluster: Cluster, request: Request, report: Callable[[str], None]) ->
     workers = _within("workers", request.workers, cluster.max_workers, cluster)
     servers = _within("servers", request.servers, cluster.max_servers, cluster)
     timeout = _timeout(request.timeout_seconds, cluster)
+    restarts = _restarts(request.max_restarts, cluster)
     if not cluster.nodes_can_boot:
         raise SubmitError(
             f"nodes of cluster {cluster.name} cannot boot on EC2: its node bundle has no installer in this release; "
@@ -118,6 +120,7 @@ def submit(cluster: Cluster, request: Request, report: Callable[[str], None]) ->
             servers=servers,
             model_dir=request.model_dir,
             timeout_seconds=timeout,
+            max_restarts=restarts,
             code=code,
             seed=request.seed or new_seed(),
         )
@@ -201,6 +204,17 @@ def _timeout(wanted: int | None, cluster: Cluster) -> int:
         raise SubmitError(
             f"timeout must be between {cluster.min_job_seconds} and {cluster.max_job_seconds} seconds, got {wanted}; "
             f"the limits of cluster {cluster.name} are [limits] heartbeat_seconds and max_hours in its settings file"
+        )
+    return wanted
+
+
+def _restarts(wanted: int | None, cluster: Cluster) -> int:
+    if wanted is None:
+        return cluster.max_restarts
+    if not 0 <= wanted <= cluster.max_restarts:
+        raise SubmitError(
+            f"max-restarts must be between 0 and {cluster.max_restarts}, got {wanted}; the limit of cluster "
+            f"{cluster.name} is [limits] max_restarts in its settings file"
         )
     return wanted
 

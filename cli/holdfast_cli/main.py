@@ -56,6 +56,7 @@ def cli(context: click.Context, cluster: str | None, region: str | None, local: 
 @click.option("--model-dir", default="model", show_default=True, help="What the script exports, relative to its cwd.")
 @click.option("--timeout", metavar="TIME", help="Deadline, as 90s, 30m or 1h30m. Default: 1h, or less if limited.")
 @click.option("--seed", metavar="SEED", help="Repeat a run: the seed that `status` shows, or any text. Default: fresh.")
+@click.option("--max-restarts", metavar="N", type=int, help="Restarts after failures. Default: what is allowed.")
 @click.option("--wait", is_flag=True, help="Show progress until the job has ended; exit 3 if it failed.")
 @output_option
 @pass_options
@@ -69,6 +70,7 @@ def submit(
     model_dir: str,
     timeout: str | None,
     seed: str | None,
+    max_restarts: int | None,
     wait: bool,
 ) -> None:
     """Pack DIR, sign it and start it as a job.
@@ -89,6 +91,7 @@ def submit(
         model_dir=model_dir,
         timeout_seconds=jobs.parse_timeout(timeout) if timeout is not None else None,
         seed=parse_seed(seed) if seed is not None else None,
+        max_restarts=max_restarts,
     )
     request = jobs.check_request(request)  # before the cluster is looked up: it needs no AWS
     with Progress(plain=options.json) as progress:

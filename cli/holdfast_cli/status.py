@@ -36,6 +36,15 @@ class NodeView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Restart:
+    """Why a generation of a job had to end, and how long it had run. The cause comes from a node."""
+
+    generation: int
+    cause: str
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobView:
     """A job at one moment. `phase` is for people; `execution` is Step Functions' own status."""
 
@@ -46,6 +55,9 @@ class JobView:
     started_at: datetime
     stopped_at: datetime | None
     first_step_seconds: float | None = None
+    generation: int | None = None
+    max_restarts: int | None = None
+    restarts: tuple["Restart", ...] = ()
     seed: str | None = None
     nodes: tuple[NodeView, ...] = field(default=())
 
@@ -154,6 +166,9 @@ def _view(execution: dict[str, Any], record: dict[str, Any]) -> JobView:
         stopped_at=execution.get("stopDate"),
         first_step_seconds=_first_step(started, record.get("first_step_at")),
         seed=_text(record.get("seed")) or None,
+        generation=_integer(record.get("generation")),
+        max_restarts=_integer(record.get("max_restarts")),
+        restarts=tuple(_restart(i) for i in _list(record.get("generations")) if isinstance(i, dict) and i.get("cause")),
         nodes=tuple(_node(item) for item in _list(record.get("nodes")) if isinstance(item, dict)),
     )
 
@@ -185,6 +200,12 @@ def _first_step(started: datetime, value: object) -> float | None:
         if isinstance(value, str):
             return round((datetime.fromisoformat(value) - started).total_seconds(), 1)
     return None
+
+
+def _restart(item: dict[str, Any]) -> Restart:
+    started, ended = item.get("started_at"), item.get("ended_at")
+    seconds = round(ended - started, 1) if isinstance(started, float) and isinstance(ended, float) else None
+    return Restart(generation=_integer(item.get("generation")) or 0, cause=_text(item.get("cause")), seconds=seconds)
 
 
 def _node(item: dict[str, Any]) -> NodeView:

@@ -7,7 +7,7 @@ import click
 
 from holdfast_cli.logs import LogLine
 from holdfast_cli.revocation import Revocation
-from holdfast_cli.status import JobView, NodeView
+from holdfast_cli.status import JobView, NodeView, Restart
 from holdfast_cli.terminal import duration, moment, print_fields, print_json, print_table, safe, safe_lines
 
 
@@ -21,6 +21,8 @@ def show_job(view: JobView, *, as_json: bool) -> None:
             ("job", view.job_id),
             ("state", view.phase),
             ("cause", view.cause),
+            ("generation", _generation(view)),
+            *((f"  {r.generation} ended", _restart(r)) for r in view.restarts),
             ("started", moment(view.started_at)),
             ("took" if view.ended else "for", duration(view.seconds)),
             ("seed", view.seed),
@@ -71,6 +73,19 @@ def show_revocations(revocations: Sequence[Revocation], cluster: str) -> None:
     print_table(
         ("INSTANCE", "REVOKED", "REASON"), [(one.instance_id, one.revoked_at, one.reason) for one in revocations]
     )
+
+
+def _generation(view: JobView) -> str | None:
+    """Say which generation it is where there was more than one, and how many there may be."""
+    if not view.restarts:
+        return None
+    most = "" if view.max_restarts is None else f" of at most {view.max_restarts + 1}"
+    return f"{view.generation}{most}"
+
+
+def _restart(restart: Restart) -> str:
+    after = "" if restart.seconds is None else f"after {duration(restart.seconds)}: "
+    return f"{after}{restart.cause}"
 
 
 def _name(node: NodeView) -> str:

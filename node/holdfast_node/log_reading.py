@@ -43,20 +43,21 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:_MAX_CAUSE]
 
 
-def read_head(path: Path) -> str:
-    """Return the start of a log, at most 4 MiB of it; empty if there is none."""
+def read_head(path: Path, start: int = 0) -> str:
+    """Return a log from the byte `start` on, at most 4 MiB of it; empty if there is none."""
     try:
         with path.open("rb") as file:
+            file.seek(start)
             return file.read(_MAX_HEAD_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return ""
 
 
-def read_tail(path: Path) -> str:
-    """Return the end of a log, at most 64 KiB of it; empty if there is none."""
+def read_tail(path: Path, start: int = 0) -> str:
+    """Return the end of what a log holds after the byte `start`, at most 64 KiB of it; empty if there is none."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _MAX_TAIL_BYTES))
+            file.seek(max(start, path.stat().st_size - _MAX_TAIL_BYTES))
             return file.read(_MAX_TAIL_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return ""

@@ -4,7 +4,9 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -27,12 +29,12 @@ STUNNEL_NOISE = re.compile(rb"\d{4}\.\d\d\.\d\d \d\d:\d\d:\d\d LOG[67]\[")
 
 
 class Tail:
-    """Reads what has been appended to a file since the last call, in whole lines."""
+    """Reads what has been appended to a file since the last call, or since its byte `start`, in whole lines."""
 
-    def __init__(self, path: Path, noise: re.Pattern[bytes] | None = None) -> None:
+    def __init__(self, path: Path, noise: re.Pattern[bytes] | None = None, start: int = 0) -> None:
         self._path = path
         self._noise = noise
-        self._offset = 0
+        self._offset = start
 
     def lines(self, *, all_of_it: bool = False) -> list[bytes] | None:
         """Return the next complete lines, at most one batch of them, or None if there are none yet.
@@ -57,17 +59,30 @@ class Tail:
 
 
 class LogShipper(threading.Thread):
-    """Sends the named services' logs to streams `<prefix>/<service>` until `finish` is called.
+    """Sends the named services' logs to streams `<prefix>/<service><suffix>` until `finish` is called.
 
-    Losing a log line never fails a job: an error is logged locally and the next batch is tried.
+    A log is sent from its byte in `starts` on, by default from the first. Losing a log line never fails a job: an
+    error is logged locally and the next batch is tried.
     """
 
-    def __init__(self, logs: "CloudWatchLogsClient", group: str, prefix: str, files: dict[str, Path]) -> None:
+    def __init__(
+        self,
+        logs: "CloudWatchLogsClient",
+        group: str,
+        prefix: str,
+        files: dict[str, Path],
+        *,
+        starts: Mapping[str, int] = MappingProxyType({}),
+        suffix: str = "",
+    ) -> None:
         super().__init__(name="logship", daemon=True)
         self._logs = logs
         self._group = group
         noise = {"tunnel": STUNNEL_NOISE}
-        self._tails = {f"{prefix}/{service}": Tail(path, noise.get(service)) for service, path in files.items()}
+        self._tails = {
+            f"{prefix}/{service}{suffix}": Tail(path, noise.get(service), starts.get(service, 0))
+            for service, path in files.items()
+        }
         self._created: set[str] = set()
         self._complained: set[str] = set()
         self._stop_requested = threading.Event()

@@ -1,5 +1,8 @@
 """The trainer service: it becomes the process that the agent prepared, with that environment and nothing else.
 
+It starts with empty scratch space: what an earlier generation of the job has left there, a model for example, is not
+this one's. Checkpoints are elsewhere and stay.
+
 It runs as the trainer's own user, so it decides nothing: arguments, environment and directory come from
 `NodePaths.launch`, which that user can read and not write.
 """
@@ -7,6 +10,7 @@ It runs as the trainer's own user, so it decides nothing: arguments, environment
 import argparse
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,8 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Become the launched process; returns only with an error, said in one line."""
     parser = argparse.ArgumentParser(prog="holdfast_node.trainer", description="start the prepared trainer")
     parser.add_argument("--root", type=Path, default=Path("/"), help="the node's root directory")
+    paths = NodePaths(parser.parse_args(arguments).root)
     try:
-        argv, env, cwd = read_launch(NodePaths(parser.parse_args(arguments).root).launch)
+        argv, env, cwd = read_launch(paths.launch)
+        _empty(paths.work)  # this directory only, whatever the launch file says
         os.umask(UMASK)
         os.chdir(cwd)
         sys.stdout.flush()
@@ -59,6 +65,15 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"trainer: cannot start {error.filename}: {error.strerror}", file=sys.stderr)
     return 1
+
+
+def _empty(work: Path) -> None:
+    """Remove all that the scratch space holds; links are removed, not followed."""
+    for entry in list(work.iterdir()) if work.is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _is_argument(value: object) -> bool:

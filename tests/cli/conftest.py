@@ -67,6 +67,7 @@ def template(cluster: str) -> dict[str, Any]:
         "MinJobSeconds": "121",
         "NodeBoot": "local-hosts-only",
         "MaxJobSeconds": "7200",
+        "MaxRestarts": "2",
         "Engine": "mxnet",
     }
     return {

@@ -17,7 +17,7 @@ def on_aws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cluster(node_boot: str) -> Cluster:
     text = dict.fromkeys(("jobs_bucket", "models_bucket", "job_signing_key", "model_signing_key", "state_machine"), "x")
-    numbers = {"max_workers": 2, "max_servers": 2, "min_job_seconds": 60, "max_job_seconds": 3600}
+    numbers = {"max_workers": 2, "max_servers": 2, "min_job_seconds": 60, "max_job_seconds": 3600, "max_restarts": 2}
     return Cluster(
         aws=Aws("us-east-1"), name="demo", log_group="x", engine="mxnet", node_boot=node_boot, **text, **numbers
     )

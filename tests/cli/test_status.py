@@ -59,6 +59,21 @@ def test_status_shows_phase_nodes_and_identities(on_demo, demo) -> None:
     assert "worker 1  10.0.0.5  spiffe://demo/worker/i-0123456789abcdef0  7    running" in text
 
 
+def test_status_shows_the_generation_and_why_the_earlier_ones_ended(on_demo, demo) -> None:
+    name = start(demo, "generations", 3)
+    generations = [
+        {"generation": 1, "started_at": 100.0, "ended_at": 170.0, "cause": "worker 0 (i-1): killed by signal 9"},
+        {"generation": 2, "started_at": 175.0, "ended_at": None, "cause": None},
+    ]
+    write(demo, name, {"phase": "running", "generation": 2, "max_restarts": 2, "generations": generations})
+    text = on_demo("status", name).stdout
+    assert "generation  2 of at most 3" in text
+    assert "  1 ended   after 1m 10s: worker 0 (i-1): killed by signal 9" in text
+    view = json.loads(on_demo("--output", "json", "status", name).stdout)
+    assert view["restarts"] == [{"generation": 1, "cause": "worker 0 (i-1): killed by signal 9", "seconds": 70.0}]
+    assert (view["generation"], view["max_restarts"]) == (2, 2)
+
+
 def test_status_as_json_has_every_field_of_a_node(on_demo, demo) -> None:
     name = start(demo, "as-json", 3)
     write(demo, name, {"phase": "running", "nodes": [NODE]})
@@ -89,6 +104,12 @@ PHASES = {
     "not JSON": (b"\xff", 3, "starting instances", "status/{name}.json is not JSON"),
     "not an object": ([], 3, "starting instances", None),
     "wrong types": ({"phase": 7, "nodes": {"a": 1}, "first_step_at": [], "cause": None}, 3, "7", None),
+    "generations of wrong types": (
+        {"phase": "running", "generation": "x", "generations": [1, {"cause": 5, "started_at": "y"}]},
+        3,
+        "running",
+        None,
+    ),
     "nodes that are no objects": ({"phase": "running", "nodes": [1, None, "x"]}, 3, "running", None),
     "an absurd time": ({"phase": "running", "first_step_at": 1e300}, 3, "running", None),
 }

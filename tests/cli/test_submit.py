@@ -71,6 +71,7 @@ def test_defaults_take_what_the_cluster_allows(on_demo, demo, project) -> None:
     result = on_demo("--output", "json", "submit", project, "--entry", "train.py")
     document = json.loads(result.stdout)
     assert (document["workers"], document["servers"], document["timeout_seconds"]) == (2, 3, 3600)
+    assert document["max_restarts"] == 2
 
 
 def seed_of(on_demo, project, *arguments: object) -> str:
@@ -118,6 +119,11 @@ REFUSALS = {
     "too short": (
         ["--entry", "train.py", "--timeout", "2m"],
         "timeout must be between 121 and 7200 seconds, got 120; the limits of cluster demo are [limits] ",
+    ),
+    "too many restarts": (
+        ["--entry", "train.py", "--max-restarts", "3"],
+        "max-restarts must be between 0 and 2, got 3; the limit of cluster demo is [limits] max_restarts in its "
+        "settings file",
     ),
     "wrong entry": (["--entry", "trian.py"], "no file trian.py in {dir}; did you mean train.py?"),
     "entry in another folder": (["--entry", "data.py"], "no file data.py in {dir}; did you mean lib/data.py?"),

@@ -185,6 +185,10 @@ REFUSED_PROPS = {
         "heartbeat_seconds must be between 1 and max_seconds - 1 (59), got 60; "
         "a scheduler is found dead before the job's deadline",
     ),
+    "no time to be slow": (
+        lambda _: JobLimits(lost_seconds=9),
+        "lost_seconds must be between 10 and heartbeat_seconds - 1 (599), got 9; a slow node is not a lost one",
+    ),
     "a job of more than a week": (
         lambda _: JobLimits(max_seconds=169 * 3600),
         "max_seconds must be at most 604800 (168 h), got 608400; split the job: it can go on from its last checkpoint",

@@ -199,6 +199,21 @@ REFUSALS = {
         "[limits] heartbeat_seconds must be less than max_hours (3600 s), got 3600; "
         "a dead scheduler is found before the job's deadline",
     ),
+    "no time to be slow": (
+        {"limits.lost_seconds": "9"},
+        "[limits] lost_seconds must be between 10 and 300, got 9; set it to within how many seconds a lost process, "
+        "node or connection is noticed; slower peers count as lost",
+    ),
+    "a worker lost after the scheduler": (
+        {"limits.lost_seconds": "60", "limits.heartbeat_seconds": "60"},
+        "[limits] lost_seconds must be less than heartbeat_seconds (60 s), got 60; "
+        "a lost worker is found before a lost scheduler",
+    ),
+    "restarts without end": (
+        {"limits.max_restarts": "101"},
+        "[limits] max_restarts must be between 0 and 100, got 101; set it to how often a job may go on from its last "
+        "checkpoint after a failure; a submission may ask for less",
+    ),
     "a negative price": (
         {"workers.usd_per_hour": "-1.0"},
         "[workers] usd_per_hour must be between 0 and 1000, got -1.0; set it to what one costs per hour on demand, "

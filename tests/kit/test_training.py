@@ -222,7 +222,7 @@ def test_every_taggable_resource_names_its_cluster(dev: Deployment) -> None:
 
 
 OUTPUTS = """ClusterName Engine JobsBucket ModelsBucket JobSigningKey ModelSigningKey DataKey StateMachine NodeLogGroup
-MaxWorkers MaxServers MaxJobSeconds MinJobSeconds SchedulerGroup ServerGroup WorkerGroup FileSystem
+MaxWorkers MaxServers MaxJobSeconds MinJobSeconds MaxRestarts SchedulerGroup ServerGroup WorkerGroup FileSystem
 NodeBoot"""
 
 
@@ -237,5 +237,6 @@ def test_outputs_are_what_operators_tools_read(dev: Deployment) -> None:
         "MaxServers": "2",
         "MaxJobSeconds": "14400",
         "MinJobSeconds": "601",
+        "MaxRestarts": "2",
         "NodeBoot": "local-hosts-only",
     }

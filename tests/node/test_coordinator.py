@@ -1,3 +1,5 @@
+"""The coordinator between the jobs bucket and the state machine; what it decides is in test_coordination."""
+
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -6,11 +8,12 @@ from typing import Any
 import pytest
 from tests.node.support import JOB
 
-from holdfast_node import coordinator
-from holdfast_node.contract.documents import Control, JobDocument, NodeResult, Registration, Rendezvous
+from holdfast_node import coordination
+from holdfast_node.contract.documents import ENDED, Control, JobDocument, NodeResult, Registration, Rendezvous
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
-from holdfast_node.coordinator import Coordination, PresenceWatch, Reporter, coordinate
+from holdfast_node.coordinator import JobCancelledError, PresenceWatch, Reporter, coordinate
+from holdfast_node.detection import Detection
 
 NODES = {
     "i-000000001": Role.SCHEDULER,
@@ -18,6 +21,7 @@ NODES = {
     "i-000000004": Role.WORKER,
     "i-000000003": Role.WORKER,
 }
+DETECTION = Detection(15)
 
 
 def registration(instance_id: str, role: Role) -> Registration:
@@ -25,7 +29,7 @@ def registration(instance_id: str, role: Role) -> Registration:
 
 
 class Bucket(dict[str, bytes]):
-    """The jobs bucket: what is written stays, and `touched` says when (a day after the job's start)."""
+    """The jobs bucket: what is written stays, and `changed_since` says when (a day after the job's start)."""
 
     denial = ""
 
@@ -58,134 +62,104 @@ class States:
 CONTROL = Control(job_id="digits-1", started_at="2026-11-22T00:00:00Z", task_token="token")
 
 
-def coordinated(bucket: Bucket, job: JobDocument) -> list[tuple[str, str]]:
+def coordinated(bucket: Bucket, job: JobDocument, **named: Any) -> list[tuple[str, str]]:
     states = States()
-    coordinate(bucket, Reporter(states, "token"), CONTROL, job)  # type: ignore[arg-type]
+    coordinate(bucket, Reporter(states, "token"), CONTROL, job, named.pop("detection", DETECTION), **named)  # type: ignore[arg-type]
     return states.told
 
 
-def full_bucket(job: JobDocument) -> Bucket:
+def full_bucket(job: JobDocument, generation: int = 1) -> Bucket:
     bucket = Bucket()
     for instance_id, role in NODES.items():
         bucket.save(JobsBucket.node(role, instance_id), registration(instance_id, role))
-        bucket.save(JobsBucket.result(job.job_id, role, instance_id), ended(0))
+        bucket.save(JobsBucket.result(job.job_id, generation, role, instance_id), ended(0))
     return bucket
-
-
-def gathered() -> Coordination:
-    coordination = Coordination(JOB)
-    for instance_id, role in NODES.items():
-        coordination.register(registration(instance_id, role))
-    return coordination
 
 
 def ended(status: int, cause: str = "") -> NodeResult:
     return NodeResult(status=status, cause=cause, rank=0, tls_connections=1, tls_peers=("x",))
 
 
-def test_rendezvous_waits_until_every_role_is_complete() -> None:
-    coordination = Coordination(JOB)
-    for instance_id, role in list(NODES.items())[:-1]:
-        coordination.register(registration(instance_id, role))
-    assert coordination.rendezvous is None
-    assert coordination.missing() == {Role.WORKER: 1}
-
-
-def test_ranks_follow_instance_ids_whatever_the_order_of_registration() -> None:
-    rendezvous = gathered().rendezvous
-    assert rendezvous is not None
-    workers = [(peer.rank, peer.instance_id) for peer in rendezvous.peers if peer.role is Role.WORKER]
-    assert workers == [(0, "i-000000003"), (1, "i-000000004")]
-
-
-def test_a_late_node_does_not_change_the_rendezvous() -> None:
-    coordination = gathered()
-    before = coordination.rendezvous
-    coordination.register(registration("i-000000000", Role.WORKER))
-    assert coordination.rendezvous == before
-
-
-def test_job_is_complete_only_with_every_result() -> None:
-    coordination = gathered()
-    for instance_id in list(NODES)[:-1]:
-        coordination.results[instance_id] = ended(0)
-    assert not coordination.complete()
-    coordination.results["i-000000003"] = ended(0)
-    assert coordination.complete()
-    assert coordination.failure() is None
-
-
-def test_a_worker_s_own_error_is_the_cause_not_the_losses_that_followed() -> None:
-    coordination = gathered()
-    coordination.results["i-000000002"] = ended(-15, "the trainer was killed by signal 15")
-    coordination.results["i-000000004"] = ended(1, "the trainer exited with status 1: ValueError: boom")
-    assert coordination.failure() == ("worker 1 (i-000000004): the trainer exited with status 1: ValueError: boom")
-
-
-@pytest.mark.parametrize("phase", ["gathering", "running", "failed"])
-def test_record_names_nodes_and_identities(phase: str) -> None:
-    record = json.loads(gathered().record(phase, None))
-    assert record["phase"] == phase
-    assert {node["instance_id"]: node["role"] for node in record["nodes"]} == {
-        instance_id: str(role) for instance_id, role in NODES.items()
-    }
-    assert all(node["spiffe_id"] for node in record["nodes"])
-
-
-def test_record_holds_the_seed_that_repeats_the_job() -> None:
-    seeded = Coordination(replace(JOB, seed="0f" * 32))
-    assert json.loads(seeded.record("gathering"))["seed"] == "0f" * 32
-
-
 def test_job_whose_nodes_all_succeed_is_reported_with_a_short_output() -> None:
     bucket = full_bucket(JOB)
     assert coordinated(bucket, JOB) == [("success", '{"job_id": "digits-1", "phase": "succeeded"}')]
     assert json.loads(bucket[JobsBucket.status("digits-1")])["phase"] == "succeeded"
-    assert Rendezvous.parse(bucket[JobsBucket.RENDEZVOUS]).job_id == "digits-1"
+    rendezvous = Rendezvous.parse(bucket[JobsBucket.RENDEZVOUS])
+    assert (rendezvous.job_id, rendezvous.phase) == ("digits-1", ENDED)
 
 
-def test_lost_node_fails_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator, "LOST_SECONDS", 0)
+def test_a_failed_part_starts_the_next_generation_whose_results_count() -> None:
     bucket = full_bucket(JOB)
-    del bucket[JobsBucket.result("digits-1", Role.WORKER, "i-000000004")]
-    ((error, cause),) = coordinated(bucket, JOB)
+    bucket.save(JobsBucket.result("digits-1", 1, Role.WORKER, "i-000000003"), ended(-9, "killed"))
+    for instance_id, role in NODES.items():
+        bucket.save(JobsBucket.result("digits-1", 2, role, instance_id), ended(0))
+    ((told, _),) = coordinated(bucket, JOB)
+    assert told == "success"
+    assert Rendezvous.parse(bucket[JobsBucket.RENDEZVOUS]).causes == ("worker 0 (i-000000003): killed",)
+    record = json.loads(bucket[JobsBucket.status("digits-1")])
+    assert [generation["cause"] for generation in record["generations"]] == ["worker 0 (i-000000003): killed", None]
+
+
+def test_silent_node_is_lost_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = full_bucket(JOB)
+    del bucket[JobsBucket.result("digits-1", 1, Role.WORKER, "i-000000004")]
+    job = replace(JOB, max_restarts=0)
+    monkeypatch.setattr(PresenceWatch, "alive", lambda watch: set(NODES))  # it was, when the generation began
+    ((error, cause),) = coordinated(bucket, job, detection=Detection(0))
     assert error == "Holdfast.JobFailed"
     assert cause == "worker 1 (i-000000004): not heard of for 0 s: the node was lost, or its agent died"
 
 
+def test_denied_node_is_excluded_with_the_cause() -> None:
+    bucket = full_bucket(JOB)
+    del bucket[JobsBucket.result("digits-1", 1, Role.WORKER, "i-000000004")]
+    calls = iter([{}, *[{"i-000000004": "it was revoked by an operator"}] * 9])
+    ((_, cause),) = coordinated(bucket, replace(JOB, max_restarts=0), denied=lambda: next(calls))
+    assert cause == "worker 1 (i-000000004): it was revoked by an operator"
+
+
 def test_missing_nodes_fail_the_job_by_role(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator, "GATHER_SECONDS", 0.1)
+    monkeypatch.setattr(coordination, "GATHER_SECONDS", 0.1)
     bucket = full_bucket(JOB)
     del bucket[JobsBucket.node(Role.WORKER, "i-000000004")]
     assert coordinated(bucket, JOB) == [("Holdfast.JobFailed", "nodes did not register within 0.1 s: 1 worker")]
 
 
 def test_registration_below_another_role_s_prefix_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator, "GATHER_SECONDS", 0.1)
+    monkeypatch.setattr(coordination, "GATHER_SECONDS", 0.1)
     bucket = full_bucket(JOB)
     bucket["nodes/worker/i-000000001.json"] = bucket.pop(JobsBucket.node(Role.SCHEDULER, "i-000000001"))
     ((_, cause),) = coordinated(bucket, JOB)
     assert cause == "nodes did not register within 0.1 s: 1 scheduler"
 
 
-def test_servers_that_do_not_end_after_the_workers_fail_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator, "DRAIN_SECONDS", 0)
+def test_rendezvous_of_another_job_is_nothing_to_take_over() -> None:
     bucket = full_bucket(JOB)
-    del bucket[JobsBucket.result("digits-1", Role.SERVER, "i-000000002")]
-    ((_, cause),) = coordinated(bucket, JOB)
-    assert cause == "workers ended, but scheduler or servers did not within 0 s"
+    coordinated(bucket, JOB)
+    ended_already = bucket[JobsBucket.RENDEZVOUS]
+    bucket[JobsBucket.RENDEZVOUS] = ended_already.replace(b"digits-1", b"digits-0")
+    assert coordinated(bucket, JOB)[0][0] == "success"
+
+
+def test_job_that_has_ended_is_not_begun_again() -> None:
+    bucket = full_bucket(JOB)
+    coordinated(bucket, JOB)
+    with pytest.raises(JobCancelledError, match="the job has ended already"):
+        coordinated(bucket, JOB)
 
 
 def test_presence_is_judged_by_change_and_never_by_the_other_clock() -> None:
     now = 100.0
-    watch = PresenceWatch(clock=lambda: now)
+    watch = PresenceWatch(12, clock=lambda: now)
     moment = datetime(2030, 1, 1, tzinfo=UTC)
-    watch.seen("nodes/worker/a", moment)
-    now += 20
-    watch.seen("nodes/worker/a", moment + timedelta(seconds=5))
-    now += 20
-    assert not watch.lost("nodes/worker/a")
-    watch.seen("nodes/worker/a", moment + timedelta(seconds=5))
-    now += 11
-    assert watch.lost("nodes/worker/a")
-    assert not watch.lost("nodes/worker/never-seen")
+    watch.seen("nodes/worker/a.json", moment)
+    now += 10
+    watch.seen("nodes/worker/a.json", moment + timedelta(seconds=5))
+    now += 10
+    assert not watch.lost("nodes/worker/a.json")
+    assert watch.alive() == {"a"}
+    watch.seen("nodes/worker/a.json", moment + timedelta(seconds=5))
+    now += 3
+    assert watch.lost("nodes/worker/a.json")
+    assert watch.alive() == set()
+    assert not watch.lost("nodes/worker/never-seen.json")

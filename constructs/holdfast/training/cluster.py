@@ -53,7 +53,7 @@ class TrainingCluster(Construct):
             servers: instance type and limit.
             workers: instance type and limit.
             ports: one distinct port per role. Default: 9091, 9092 and 9093.
-            limits: what no job may exceed. Default: four hours, ten minutes of silence.
+            limits: what no job may exceed. Default: four hours, ten minutes of silence, nodes lost after 15 s.
             retention: which checkpoints of a job its writer keeps. Default: the last three for thirty days, and the
                 one with the lowest loss.
             removal_policy: what happens to checkpoints and the job log. Default: kept, unless its creation failed.
@@ -67,6 +67,7 @@ class TrainingCluster(Construct):
         self.foundation = foundation
         self.network = network
         self.ports = dict(ports)
+        self.limits = limits or JobLimits()
         names = foundation.names
         self.retention = retention or CheckpointRetention()
         self.checkpoints = CheckpointStore(
@@ -112,7 +113,7 @@ class TrainingCluster(Construct):
             foundation=foundation,
             groups={role: fleet.group for role, fleet in self.fleets.items()},
             max_counts={role: fleet_props.max_count for role, fleet_props in props.items()},
-            limits=limits or JobLimits(),
+            limits=self.limits,
             removal_policy=removal_policy,
         )
         #: All nodes' connections. Rules between roles are already there.
@@ -196,6 +197,7 @@ class TrainingCluster(Construct):
             access_point_id=self.checkpoints.access_point.access_point_id,
             bundle=foundation.bundle.document,
             retention=self.retention.document,
+            lost_seconds=self.limits.lost_seconds,
         )
         try:
             return node_user_data(config)

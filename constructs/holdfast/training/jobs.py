@@ -20,6 +20,7 @@ from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge
 from holdfast.foundation import ClusterFoundation
 from holdfast.training.job_definition import job_definition
+from holdfast_node.contract.documents import DEFAULT_LOST_SECONDS, MIN_LOST_SECONDS
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
@@ -43,16 +44,23 @@ MAX_JOB_SECONDS = 168 * 3600
 
 @dataclass(frozen=True, kw_only=True)
 class JobLimits:
-    """What no job may exceed, enforced by the state machine.
+    """What no job may exceed, enforced by the state machine; and by the nodes, which `lost_seconds` is for.
 
     `max_seconds` is the longest deadline. `heartbeat_seconds` is how long the scheduler may be silent, its boot
-    included; a job's deadline must be longer.
+    included; a job's deadline must be longer. `lost_seconds` is within how long any other lost process, node or
+    connection is noticed; the job then goes on as a new generation.
     """
 
     max_seconds: int = 4 * 3600
     heartbeat_seconds: int = 600
+    lost_seconds: int = DEFAULT_LOST_SECONDS
 
     def __post_init__(self) -> None:
+        if not MIN_LOST_SECONDS <= self.lost_seconds < self.heartbeat_seconds:
+            raise PropertyError(
+                f"lost_seconds must be between {MIN_LOST_SECONDS} and heartbeat_seconds - 1 "
+                f"({self.heartbeat_seconds - 1}), got {self.lost_seconds}; a slow node is not a lost one"
+            )
         if not 0 < self.heartbeat_seconds < self.max_seconds:
             raise PropertyError(
                 f"heartbeat_seconds must be between 1 and max_seconds - 1 ({self.max_seconds - 1}), "

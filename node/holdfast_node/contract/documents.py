@@ -32,6 +32,13 @@ JOB_ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{2,62}")
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 RELATIVE_PATH_PATTERN = re.compile(r"(?!/)(?!.*(?:^|/)\.\.?(?:/|$))[A-Za-z0-9._/-]{1,200}")
 DOCUMENT_VERSION = 1
+#: How long a node may be silent before it is lost, in seconds, unless the settings say otherwise.
+DEFAULT_LOST_SECONDS = 15
+#: Less leaves no room for a pause of the network or of a busy machine.
+MIN_LOST_SECONDS = 10
+#: How often a job starts again after a failure, unless its submission says otherwise; and the most that it may say.
+DEFAULT_MAX_RESTARTS = 2
+MAX_RESTARTS = 100
 MAX_REASON_CHARACTERS = 200
 #: Decimals of a probability that may leave a predictor: with three a linear model is as good as copied from ten times
 #: as many answers as it has parameters (docs/predictions.md).
@@ -166,6 +173,7 @@ class NodeConfig(Document):
     `ports` maps every role of a job to its pinned port. `retention` is what writers of checkpoints apply by default.
     `predictions` is a predictor's alone; it mounts no file system, so its `file_system_id` and `access_point_id` are
     empty.
+    `lost_seconds` is within how long a lost process, node or connection is noticed (see docs/failure.md).
     """
 
     cluster: str
@@ -181,6 +189,7 @@ class NodeConfig(Document):
     file_system_id: str
     access_point_id: str
     bundle: Bundle
+    lost_seconds: int = DEFAULT_LOST_SECONDS
     retention: Retention = DEFAULT_RETENTION
     predictions: Predictions | None = None
 
@@ -195,6 +204,8 @@ class NodeConfig(Document):
     def validate(self) -> None:
         """Check the cluster's name, that the ports are complete and distinct, and who serves predictions."""
         require(CLUSTER_PATTERN, self.cluster, "cluster")
+        if self.lost_seconds < MIN_LOST_SECONDS:
+            raise DocumentError(f"lost_seconds must be at least {MIN_LOST_SECONDS}, got {self.lost_seconds}")
         if (self.predictions is not None) != (self.role is Serving.PREDICTOR):
             raise DocumentError(f"predictions must be given for a predictor and for nobody else, this is a {self.role}")
         if set(self.ports) != set(Role) or len(set(self.ports.values())) != len(Role):
@@ -221,6 +232,7 @@ class JobDocument(Document):
 
     `entry` is the script, relative to the archive's root; `args` its arguments; `model_dir` the directory,
     relative to the working directory, that worker 0 exports; `timeout_seconds` the job's deadline after its start;
+    `max_restarts` how often it may go on as a new generation after a failure;
     `seed` (64 hex digits) is what every process derives its random numbers from, for training only.
     """
 
@@ -235,6 +247,7 @@ class JobDocument(Document):
     timeout_seconds: int
     code: CodeArchive
     seed: str | None = None
+    max_restarts: int = DEFAULT_MAX_RESTARTS
     version: int = DOCUMENT_VERSION
 
     def validate(self) -> None:
@@ -248,6 +261,8 @@ class JobDocument(Document):
                 raise DocumentError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed is not None:
             require(SEED_PATTERN, self.seed, "seed")
+        if not 0 <= self.max_restarts <= MAX_RESTARTS:
+            raise DocumentError(f"max_restarts must be between 0 and {MAX_RESTARTS}, got {self.max_restarts}")
         if self.version != DOCUMENT_VERSION:
             raise DocumentError(f"version must be {DOCUMENT_VERSION}, got {self.version}")
 
@@ -311,17 +326,31 @@ class Peer(Document):
         return overlay_address(self.role, self.rank)
 
 
+#: What the nodes of a rendezvous are to do: train; stop and wait for the next generation; go.
+RUNNING, STOPPED, ENDED = PHASES = ("running", "stopped", "ended")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rendezvous(Document):
-    """The nodes of a job, published by the scheduler; it is void for a node that is not in it."""
+    """The nodes of a generation of a job, published by the scheduler; it is void for a node that is not in it.
+
+    Generations count from 1. `phase` is one of `PHASES`; a generation that is not running runs never again. `causes`
+    says why each earlier generation, and this one if it was stopped, had to end.
+    """
 
     job_id: str
     generation: int
     peers: tuple[Peer, ...]
+    phase: str = RUNNING
+    causes: tuple[str, ...] = ()
 
     def validate(self) -> None:
-        """Check that there is one scheduler, and that no instance and no rank is named twice."""
+        """Check phase and generation, that there is one scheduler, and that nothing is named twice."""
         require(JOB_ID_PATTERN, self.job_id, "job_id")
+        if self.phase not in PHASES:
+            raise DocumentError(f"phase must be one of {list(PHASES)}, got {self.phase[:100]!r}")
+        if self.generation < 1:
+            raise DocumentError(f"generation must be at least 1, got {self.generation}")
         seats = [(peer.role, peer.rank) for peer in self.peers]
         instances = [peer.instance_id for peer in self.peers]
         if len(set(seats)) != len(seats) or len(set(instances)) != len(instances):

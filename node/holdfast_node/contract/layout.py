@@ -148,9 +148,9 @@ class JobsBucket:
         return f"results/{role}/"
 
     @staticmethod
-    def result(job_id: str, role: Role, instance_id: str) -> str:
-        """How a node's part in a job ended."""
-        return f"results/{role}/{job_id}/{instance_id}.json"
+    def result(job_id: str, generation: int, role: Role, instance_id: str) -> str:
+        """How a node's part in a generation of a job ended."""
+        return f"results/{role}/{job_id}/{generation}/{instance_id}.json"
 
     @staticmethod
     def status(job_id: str) -> str:

@@ -4,8 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from holdfast_node.contract.documents import DEFAULT_RETENTION, JobDocument, Peer, Rendezvous, Retention
+from holdfast_node.contract.documents import (
+    DEFAULT_LOST_SECONDS,
+    DEFAULT_RETENTION,
+    JobDocument,
+    Peer,
+    Rendezvous,
+    Retention,
+)
 from holdfast_node.contract.roles import Role
+from holdfast_node.detection import Detection
+
+DEFAULT_HEARTBEAT_SECONDS = Detection(DEFAULT_LOST_SECONDS).heartbeat_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +41,10 @@ class Engine(Protocol):
         work: Path,
         checkpoints: Path,
         retention: Retention = DEFAULT_RETENTION,
+        heartbeat_seconds: int = DEFAULT_HEARTBEAT_SECONDS,
     ) -> Launch:
-        """Return how this node's part of the job is started; it binds and dials overlay addresses only."""
+        """Return how this node's part of the job is started; it binds and dials overlay addresses only.
+
+        A process that the others have not heard of for `heartbeat_seconds` is lost to them.
+        """
         ...

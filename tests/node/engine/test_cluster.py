@@ -202,6 +202,7 @@ def test_a_launch_carries_nothing_of_the_agents_environment(cluster: MakeCluster
         *("PATH", "LANG", "HOME", "TMPDIR", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"),
         *("PYTHONNOUSERSITE", "OMP_NUM_THREADS", "CHECKPOINT_DIR", "MODEL_DIR", "DMLC_PS_ROOT_URI"),
         *("DMLC_PS_ROOT_PORT", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER", "DMLC_NODE_HOST", "PORT", "HOLDFAST_RETENTION"),
+        *("HOLDFAST_GENERATION", "HOLDFAST_HEARTBEAT_SECONDS", "PS_HEARTBEAT_INTERVAL"),
     }
     for name, launch in launches.items():
         role = {"DMLC_ROLE"} if name.startswith("worker") else set()

@@ -52,6 +52,17 @@ def test_the_trainer_gets_exactly_the_prepared_environment(tmp_path: Path) -> No
     assert (directory, mask) == ("/", 0o027)
 
 
+def test_the_trainer_starts_with_empty_scratch_space_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    paths, outside = NodePaths(tmp_path), tmp_path / "outside"
+    (paths.work / "model").mkdir(parents=True)
+    (paths.work / "model/net.params").write_text("of the generation before")
+    (outside / "kept").mkdir(parents=True)
+    (paths.work / "link").symlink_to(outside)
+    assert run(tmp_path, LAUNCH | {"cwd": str(outside)}).returncode == 0
+    assert list(paths.work.iterdir()) == []
+    assert (outside / "kept").is_dir()
+
+
 def test_the_trainer_is_the_same_process(tmp_path: Path) -> None:
     path = NodePaths(tmp_path).launch
     path.parent.mkdir(parents=True)

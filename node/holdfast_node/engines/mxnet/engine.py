@@ -12,7 +12,7 @@ import holdfast_node
 from holdfast_node.contract.documents import DEFAULT_RETENTION, JobDocument, Peer, Rendezvous, Retention
 from holdfast_node.contract.roles import Role, overlay_address
 from holdfast_node.contract.seeds import derive
-from holdfast_node.engines.base import Launch
+from holdfast_node.engines.base import DEFAULT_HEARTBEAT_SECONDS, Launch
 
 #: All that a launch takes from the agent's own environment: what its interpreter needs to start again.
 INHERITED = ("PYTHONHOME", "LD_PRELOAD", "LD_LIBRARY_PATH")
@@ -33,6 +33,7 @@ class MXNetEngine:
         work: Path,
         checkpoints: Path,
         retention: Retention = DEFAULT_RETENTION,
+        heartbeat_seconds: int = DEFAULT_HEARTBEAT_SECONDS,
     ) -> Launch:
         """Return how this node's part of the job is started; it binds and dials overlay addresses only."""
         env = _python_environment() | {
@@ -42,6 +43,11 @@ class MXNetEngine:
             "CHECKPOINT_DIR": str(checkpoints / job.job_id),
             "MODEL_DIR": str(work / job.model_dir),
             "HOLDFAST_RETENTION": retention.to_json().decode(),
+            "HOLDFAST_GENERATION": str(rendezvous.generation),
+            "HOLDFAST_HEARTBEAT_SECONDS": str(heartbeat_seconds),
+            # Every process beats once a second. Without PS_HEARTBEAT_TIMEOUT ps-lite never replaces one in a running
+            # job, which skips its barriers: a lost process ends the generation instead.
+            "PS_HEARTBEAT_INTERVAL": "1",
             "DMLC_PS_ROOT_URI": overlay_address(Role.SCHEDULER, 0),
             "DMLC_PS_ROOT_PORT": str(ports[Role.SCHEDULER]),
             "DMLC_NUM_SERVER": str(_count(rendezvous, Role.SERVER)),
