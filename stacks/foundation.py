@@ -5,7 +5,7 @@ from pathlib import Path
 from aws_cdk import CfnOutput, Duration
 from constructs import Construct
 
-from holdfast import ClusterFoundation
+from holdfast import AuthorityProps, ClusterFoundation
 from stacks.base import ClusterStack
 from stacks.settings import Settings
 
@@ -26,6 +26,11 @@ class FoundationStack(ClusterStack):
             removal_policy=self.data_removal,
             enrolment_concurrency=settings.limits.enrolment_concurrency,
             certificate_hours=settings.identity.certificate_hours,
+            authority=AuthorityProps(
+                generation=settings.identity.ca_generation,
+                overlap=settings.identity.ca_overlap,
+                private_ca_arn=settings.identity.private_ca_arn,
+            ),
             node_source=node_source,
             cache_directory=cache_directory,
         )

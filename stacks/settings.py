@@ -191,6 +191,18 @@ class Identity(_Section):
     certificate_hours: Annotated[int, Field(ge=1, le=MAX_CERTIFICATE_HOURS)] = Field(
         default=24, description="how many hours a node's certificate lives; it is renewed after two thirds of them"
     )
+    ca_generation: Annotated[int, Field(ge=1, le=99)] = Field(
+        default=1, description="which of the cluster's own CAs signs; raise it by one to rotate (docs/ca-rotation.md)"
+    )
+    ca_overlap: bool = Field(
+        default=False, description="whether nodes also trust the CA before ca_generation: true while a rotation lasts"
+    )
+    private_ca_arn: str | None = Field(
+        default=None,
+        pattern=r"^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:\d{12}:certificate-authority/[0-9a-f-]{36}$",
+        description="the ARN of an existing root CA in AWS Private CA, which then signs; a CA of the cluster's own if "
+        "absent",
+    )
 
 
 class Settings(_Section):
@@ -219,6 +231,7 @@ class Settings(_Section):
         _check_ports(self)
         _check_instances(self)
         _check_limits(self)
+        _check_identity(self)
         return self
 
 
@@ -307,4 +320,26 @@ def _check_limits(settings: Settings) -> None:
         raise SettingError(
             f"[limits] usd_per_job must be at least {settings.usd_per_job:.2f}, got {limits.usd_per_job:.2f}; that is "
             f"what the largest job of {limits.max_hours} h costs: raise it, or lower max_hours or a fleet's max"
+        )
+
+
+def _check_identity(settings: Settings) -> None:
+    identity = settings.identity
+    if identity.ca_overlap and identity.ca_generation == 1:
+        raise SettingError(
+            "[identity] ca_overlap must be false where ca_generation is 1, got true; there is no CA before the first: "
+            "raise ca_generation by one to rotate"
+        )
+    if identity.private_ca_arn is None:
+        return
+    if (identity.ca_generation, identity.ca_overlap) != (1, False):
+        raise SettingError(
+            "[identity] private_ca_arn must be absent where ca_generation or ca_overlap is set, got both; "
+            "they are for a CA of the cluster's own: remove one of them"
+        )
+    region = identity.private_ca_arn.split(":")[3]
+    if region != settings.cluster.region:
+        raise SettingError(
+            f"[identity] private_ca_arn must be in the cluster's region, {settings.cluster.region}, got {region}; "
+            "AWS Private CA signs in its own region only"
         )

@@ -17,7 +17,7 @@ from holdfast.enrolment import EnrolmentFunction
 from holdfast.errors import AcknowledgementError, BundleError, KitError, PropertyError
 from holdfast.findings import acknowledge, acknowledge_keys
 from holdfast.foundation import ClusterFoundation
-from holdfast.keys import ClusterKeys
+from holdfast.keys import AuthorityProps, ClusterKeys
 from holdfast.network import PrivateNetwork
 from holdfast.training.checkpoints import CheckpointRetention, CheckpointStore
 from holdfast.training.cluster import TrainingCluster
@@ -26,6 +26,7 @@ from holdfast.training.jobs import JobLimits, JobStateMachine
 
 __all__ = [
     "AcknowledgementError",
+    "AuthorityProps",
     "BundleError",
     "CheckpointRetention",
     "CheckpointStore",

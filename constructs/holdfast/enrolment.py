@@ -17,6 +17,7 @@ from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.dependencies import depend
 from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge, acknowledge_keys
+from holdfast.keys import AuthorityProps, ClusterKeys
 from holdfast.names import ClusterNames
 from holdfast.packing import pack_function
 from holdfast_node.contract.layout import JobsBucket
@@ -24,10 +25,12 @@ from holdfast_node.contract.roles import NODE_ROLES
 
 SOURCES = Path(__file__).parent / "functions" / "enrolment"
 #: What the function calls (handler.py).
-SERVICES = ("autoscaling", "ec2", "kms", "s3", "sts")
+SERVICES = ("acm-pca", "autoscaling", "ec2", "kms", "s3", "sts")
 #: The most that the function takes (functions/enrolment/configuration.py); an AWS Private CA for short-lived
 #: certificates takes no more either (AWS Private CA user guide, "CA modes").
 MAX_CERTIFICATE_HOURS = 168
+#: Subject and extensions come from the API call alone (AWS Private CA user guide, "Template definitions").
+PRIVATE_CA_TEMPLATE = "template/BlankEndEntityCertificate_APIPassthrough/V1"
 REFUSALS, REFUSALS_BY_REASON = "RefusedEnrolments", "RefusedEnrolmentsByReason"
 
 
@@ -44,10 +47,10 @@ class EnrolmentFunction(Construct):
         construct_id: str,
         *,
         cluster_name: str,
-        certificate_authority: kms.IKey,
-        data_key: kms.IKey,
+        keys: ClusterKeys,
         jobs_bucket: s3.IBucket,
         log_retention: logs.RetentionDays,
+        authority: AuthorityProps,
         certificate_hours: int = 24,
         removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
         reserved_concurrency: int | None = None,
@@ -59,10 +62,10 @@ class EnrolmentFunction(Construct):
             scope: the construct's parent.
             construct_id: the construct's id.
             cluster_name: the cluster whose nodes it admits, and no others'.
-            certificate_authority: an ECC NIST P-256 signing key.
-            data_key: encrypts its environment, its log and the objects it writes.
+            keys: the CA's, and the one that encrypts its environment, its log and the objects it writes.
             jobs_bucket: where it keeps the CA's certificate.
             log_retention: how long its log, the record of every issue and refusal, is kept.
+            authority: what signs certificates; `keys` were made for it.
             certificate_hours: how long a certificate lives; nodes renew it after two thirds. Default: 24.
             removal_policy: what happens to the log. Default: kept, unless its creation failed.
             reserved_concurrency: the most executions at once, set aside for it; a flood of requests cannot use the
@@ -81,6 +84,7 @@ class EnrolmentFunction(Construct):
             )
         stack = Stack.of(self)
         names = ClusterNames(cluster_name)
+        data_key = keys.data
         self.log_group = logs.LogGroup(
             self,
             "Log",
@@ -100,7 +104,10 @@ class EnrolmentFunction(Construct):
             "Policy",
             description=f"Holdfast {cluster_name}: what the enrolment function does",
             roles=[self.role],
-            statements=_statements(stack, certificate_authority, data_key, jobs_bucket, self.log_group),
+            statements=[
+                *_authority_statements(authority, keys, jobs_bucket),
+                *_statements(stack, data_key, jobs_bucket, self.log_group),
+            ],
         )
         acknowledge(
             policy,
@@ -139,7 +146,7 @@ class EnrolmentFunction(Construct):
             logging_format=lambda_.LoggingFormat.JSON,
             environment={
                 "HOLDFAST_CLUSTER": cluster_name,
-                "HOLDFAST_CA_KEY": certificate_authority.key_arn,
+                **_authority_environment(authority, keys),
                 "HOLDFAST_JOBS_BUCKET": jobs_bucket.bucket_name,
                 "HOLDFAST_ROLES": json.dumps(roles, sort_keys=True),
                 "HOLDFAST_CERT_HOURS": str(certificate_hours),
@@ -191,21 +198,51 @@ class EnrolmentFunction(Construct):
         )
 
 
-def _statements(
-    stack: Stack, certificate_authority: kms.IKey, data_key: kms.IKey, bucket: s3.IBucket, log_group: logs.ILogGroup
+def _authority_environment(authority: AuthorityProps, keys: ClusterKeys) -> dict[str, str]:
+    if authority.private_ca_arn is not None:
+        return {"HOLDFAST_PRIVATE_CA": authority.private_ca_arn}
+    assert keys.certificate_authority is not None
+    variables = {
+        "HOLDFAST_CA_KEY": keys.certificate_authority.key_arn,
+        "HOLDFAST_CA_GENERATION": str(authority.generation),
+    }
+    if keys.previous_certificate_authority is not None:
+        variables["HOLDFAST_PREVIOUS_CA_KEY"] = keys.previous_certificate_authority.key_arn
+    return variables
+
+
+def _authority_statements(
+    authority: AuthorityProps, keys: ClusterKeys, bucket: s3.IBucket
 ) -> list[iam.PolicyStatement]:
-    ca_certificate = bucket.arn_for_objects(JobsBucket.CA_CERTIFICATE)
+    if (arn := authority.private_ca_arn) is not None:
+        template = f"arn:{arn.split(':')[1]}:acm-pca:::{PRIVATE_CA_TEMPLATE}"
+        return [
+            iam.PolicyStatement(
+                sid="IssueCertificates",
+                actions=["acm-pca:IssueCertificate"],
+                resources=[arn],
+                conditions={"StringEquals": {"acm-pca:TemplateArn": template}},
+            ),
+            iam.PolicyStatement(
+                sid="ReadIssued",
+                actions=["acm-pca:GetCertificate", "acm-pca:GetCertificateAuthorityCertificate"],
+                resources=[arn],
+            ),
+        ]
+    own = [key.key_arn for key in (keys.certificate_authority, keys.previous_certificate_authority) if key is not None]
+    generations = [authority.generation, authority.generation - 1][: len(own)]
+    certificates = [bucket.arn_for_objects(JobsBucket.ca_certificate(generation)) for generation in generations]
     return [
-        iam.PolicyStatement(
-            sid="SignCertificates",
-            actions=["kms:Sign"],
-            resources=[certificate_authority.key_arn],
-            conditions=DIGEST_ONLY,
-        ),
-        iam.PolicyStatement(
-            sid="ReadAuthorityKey", actions=["kms:GetPublicKey"], resources=[certificate_authority.key_arn]
-        ),
-        iam.PolicyStatement(sid="CaCertificate", actions=["s3:GetObject", "s3:PutObject"], resources=[ca_certificate]),
+        iam.PolicyStatement(sid="SignCertificates", actions=["kms:Sign"], resources=own, conditions=DIGEST_ONLY),
+        iam.PolicyStatement(sid="ReadAuthorityKey", actions=["kms:GetPublicKey"], resources=own),
+        iam.PolicyStatement(sid="CaCertificate", actions=["s3:GetObject", "s3:PutObject"], resources=certificates),
+    ]
+
+
+def _statements(
+    stack: Stack, data_key: kms.IKey, bucket: s3.IBucket, log_group: logs.ILogGroup
+) -> list[iam.PolicyStatement]:
+    return [
         iam.PolicyStatement(
             # Conditional writes: it never reads a used proof back.
             sid="RememberProofs",

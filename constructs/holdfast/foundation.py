@@ -13,7 +13,7 @@ from holdfast.buckets import ClusterBuckets
 from holdfast.bundle import NodeBundle
 from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.enrolment import EnrolmentFunction
-from holdfast.keys import ClusterKeys, only_signer
+from holdfast.keys import AuthorityProps, ClusterKeys, only_signer
 from holdfast.names import ClusterNames
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
@@ -36,6 +36,7 @@ class ClusterFoundation(Construct):
         removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
         enrolment_concurrency: int | None = None,
         certificate_hours: int = 24,
+        authority: AuthorityProps | None = None,
         node_source: Path | None = None,
         cache_directory: Path | None = None,
     ) -> None:
@@ -53,6 +54,7 @@ class ClusterFoundation(Construct):
                 most at once. Default: none; it shares the account's quota, which in a new account is too small
                 (Lambda keeps 100 unreserved) to set anything aside.
             certificate_hours: how long a node's certificate lives, 1 to 168. Default: 24.
+            authority: what signs certificates. Default: the first generation of a CA of the cluster's own.
             node_source: the directory with the package `holdfast_node`. Default: the installed one.
             cache_directory: where packed code is kept. Default: `.build` in the working directory.
 
@@ -65,7 +67,10 @@ class ClusterFoundation(Construct):
         self.names = ClusterNames(cluster_name)
         self.removal_policy = removal_policy
         self.log_retention = log_retention
-        self.keys = ClusterKeys(self, "Keys", cluster_name=cluster_name, removal_policy=removal_policy)
+        authority = authority or AuthorityProps()
+        self.keys = ClusterKeys(
+            self, "Keys", cluster_name=cluster_name, authority=authority, removal_policy=removal_policy
+        )
         self.buckets = ClusterBuckets(
             self,
             "Buckets",
@@ -85,8 +90,8 @@ class ClusterFoundation(Construct):
             self,
             "Enrolment",
             cluster_name=cluster_name,
-            certificate_authority=self.keys.certificate_authority,
-            data_key=self.keys.data,
+            authority=authority,
+            keys=self.keys,
             jobs_bucket=self.buckets.jobs,
             log_retention=log_retention,
             removal_policy=removal_policy,
@@ -94,7 +99,9 @@ class ClusterFoundation(Construct):
             reserved_concurrency=enrolment_concurrency,
             cache_directory=cache_directory,
         )
-        only_signer(self.keys.certificate_authority, self.enrolment.role.role_name)
+        for key in (self.keys.certificate_authority, self.keys.previous_certificate_authority):
+            if key is not None:
+                only_signer(key, self.enrolment.role.role_name)
         only_signer(self.keys.model_signing, self.names.role(Role.WORKER, Stack.of(self)))
         self.bundle = NodeBundle(self, "NodeBundle", source=node_source, cache_directory=cache_directory)
 

@@ -1,5 +1,6 @@
 """The cluster's KMS keys."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from aws_cdk import Duration, RemovalPolicy, Stack
@@ -8,11 +9,41 @@ from aws_cdk import aws_kms as kms
 from constructs import Construct
 
 from holdfast.conditions import log_delivery
+from holdfast.errors import PropertyError
 from holdfast.names import ClusterNames
+
+MAX_GENERATION = 99
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthorityProps:
+    """What signs the nodes' certificates: a CA of the cluster's own, whose key is in KMS, or an AWS Private CA.
+
+    `generation` numbers the cluster's own CAs; raising it by one with `overlap` rotates the CA, and with it the
+    generation before is trusted too, until a later deployment leaves `overlap` out (docs/ca-rotation.md).
+    `private_ca_arn` names an existing root CA in AWS Private CA instead.
+
+    Raises:
+        PropertyError: no such generation, an overlap with none, or both kinds of CA.
+    """
+
+    generation: int = 1
+    overlap: bool = False
+    private_ca_arn: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.generation <= MAX_GENERATION:
+            raise PropertyError(
+                f"generation must be between 1 and {MAX_GENERATION}, got {self.generation}; raise it by one to rotate"
+            )
+        if self.overlap and self.generation == 1:
+            raise PropertyError("overlap must be false for generation 1: there is no CA before it to trust")
+        if self.private_ca_arn is not None and (self.generation, self.overlap) != (1, False):
+            raise PropertyError("private_ca_arn goes without generation and overlap: AWS Private CA keeps that CA")
 
 
 class ClusterKeys(Construct):
-    """One symmetric key for data at rest and three asymmetric ones that sign, each for a single purpose.
+    """One symmetric key for data at rest and asymmetric ones that sign, each for a single purpose.
 
     The signing keys are ECC NIST P-256: what TLS certificates, job documents and model signatures are verified
     with everywhere. Their private halves never leave KMS. AWS does not rotate asymmetric keys.
@@ -27,10 +58,25 @@ class ClusterKeys(Construct):
         construct_id: str,
         *,
         cluster_name: str,
+        authority: AuthorityProps | None = None,
         removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
     ) -> None:
+        """Make the keys.
+
+        Args:
+            scope: the construct's parent.
+            construct_id: the construct's id.
+            cluster_name: the cluster; it is part of the keys' aliases.
+            authority: what signs certificates. Default: the first generation of a CA of the cluster's own.
+            removal_policy: what happens to the keys when they leave the stack. Default: kept, unless their creation
+                failed.
+
+        Raises:
+            PropertyError: the cluster's name does not fit.
+        """
         super().__init__(scope, construct_id)
         names = ClusterNames(cluster_name)
+        authority = authority or AuthorityProps()
         destroyed = removal_policy is RemovalPolicy.DESTROY
         pending_window = Duration.days(7) if destroyed else Duration.days(30)
 
@@ -59,7 +105,17 @@ class ClusterKeys(Construct):
                 removal_policy=removal_policy,
             )
 
-        self.certificate_authority = signing_key("CertificateAuthority", "ca", "signs the nodes' certificates")
+        def ca_key(generation: int) -> kms.Key:
+            # The ids and aliases are contract: another id is another key, and so another CA.
+            number = "" if generation == 1 else str(generation)
+            alias = f"ca-{generation}" if number else "ca"
+            return signing_key(f"CertificateAuthority{number}", alias, "signs the nodes' certificates")
+
+        own = authority.private_ca_arn is None
+        #: The key of the CA's generation; None where an AWS Private CA signs.
+        self.certificate_authority = ca_key(authority.generation) if own else None
+        #: The key of the generation before it, while a rotation lasts; else None.
+        self.previous_certificate_authority = ca_key(authority.generation - 1) if own and authority.overlap else None
         self.job_signing = signing_key("JobSigning", "jobs", "signs job documents")
         self.model_signing = signing_key("ModelSigning", "models", "signs trained models")
 

@@ -30,7 +30,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from holdfast_node.contract.documents import NodeConfig, Registration
 from holdfast_node.contract.errors import HoldfastError, VerificationError
 from holdfast_node.contract.roles import NodeRole, Role, spiffe_id
-from holdfast_node.issued import check_issued
+from holdfast_node.issued import check_issued, load_one
+from holdfast_node.trust import bundle, load_authorities, trusted_authorities
 
 #: The headers that the proof's signature covers beside `host`.
 CSR_HEADER = "x-holdfast-csr-sha256"
@@ -59,6 +60,10 @@ _LATER = frozenset(
 #: The function's refusals that a fresh proof may overcome. Proofs of one second for one CSR are the same request, so a
 #: retry within it is a replay.
 _AGAIN = frozenset({"unavailable", "replayed"})
+
+
+#: What the function answers with, and what it adds while the CA is rotated.
+_ANSWERS = ({"certificate", "ca"}, {"certificate", "ca", "trusted", "voucher"})
 
 
 class IdentityError(HoldfastError):
@@ -110,7 +115,8 @@ def enrol(
 
     Each call makes a new key; call it again at `Identity.renew_at`. The files are of mode 0640 in the directory's
     group, and replaced only once everything has been checked: after a failure the old ones are untouched. The first
-    CA that this node sees is pinned by its `ca.pem`.
+    CA that this node sees is pinned by its `ca.pem`; another one is trusted if a pinned one vouches for it, which is
+    how the cluster's CA is rotated.
 
     It waits and asks again, up to five times in all, while Lambda or the function's AWS calls are throttled or down.
 
@@ -129,6 +135,7 @@ def enrol(
     key = ec.generate_private_key(ec.SECP256R1())
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, SHA256())
     answer = _ask(config, session, csr, sleep)
+    now = clock()
     issued = check_issued(
         certificate_pem=answer["certificate"],
         ca_pem=answer["ca"],
@@ -136,13 +143,13 @@ def enrol(
         cluster=config.cluster,
         role=config.role,
         instance_id=instance_id,
-        now=clock(),
+        now=now,
     )
-    _check_pin(tls_dir / "ca.pem", issued.ca)
+    trusted = _trusted(tls_dir / "ca.pem", issued.ca, answer, now)
     _write(
         tls_dir,
         {
-            "ca.pem": issued.ca.public_bytes(Encoding.PEM),
+            "ca.pem": bundle(trusted),
             "key.pem": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
             "cert.pem": issued.certificate.public_bytes(Encoding.PEM),
         },
@@ -242,24 +249,21 @@ def _invoke(client: Any, function: str, event: dict[str, Any]) -> dict[str, str]
         if reason in _AGAIN:
             raise _Later(message, reason)
         raise IdentityError(f"enrolment refused ({reason}): {message}", reason=reason)
-    if not isinstance(value, dict) or set(value) != {"certificate", "ca"}:
+    if not isinstance(value, dict) or set(value) not in _ANSWERS:
         raise IdentityError("the enrolment function's answer must be a certificate and a CA, or a refusal; see its log")
     return {name: str(item) for name, item in value.items()}
 
 
-def _check_pin(path: Path, ca: x509.Certificate) -> None:
-    if not path.exists():
-        return
+def _trusted(path: Path, ca: x509.Certificate, answer: dict[str, str], now: datetime) -> list[x509.Certificate]:
     try:
-        pinned = x509.load_pem_x509_certificate(path.read_bytes())
+        pinned = load_authorities(path.read_bytes())
+    except FileNotFoundError:
+        pinned = []
     except ValueError:
         raise VerificationError(f"{path} is not a certificate; replace this node") from None
-    if pinned != ca:
-        raise VerificationError(
-            f"the cluster's CA must be the one that this node has seen before, SHA-256 "
-            f"{pinned.fingerprint(SHA256()).hex()[:16]}…, got {ca.fingerprint(SHA256()).hex()[:16]}…; if it was "
-            "replaced on purpose, replace this node"
-        )
+    other = load_one(answer["trusted"], "second CA") if "trusted" in answer else None
+    voucher = load_one(answer["voucher"], "voucher") if "voucher" in answer else None
+    return trusted_authorities(pinned, ca=ca, other=other, voucher=voucher, now=now)
 
 
 def _write(directory: Path, files: dict[str, bytes]) -> None:

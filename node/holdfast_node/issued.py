@@ -46,8 +46,8 @@ def check_issued(
     Raises:
         VerificationError: anything else; the message says which.
     """
-    certificate, ca = _load(certificate_pem, "certificate"), _load(ca_pem, "CA")
-    _check_ca(ca)
+    certificate, ca = load_one(certificate_pem, "certificate"), load_one(ca_pem, "CA")
+    check_authority(ca, now)
     try:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):
@@ -61,20 +61,15 @@ def check_issued(
     purposes = set(_extension(certificate, x509.ExtendedKeyUsage))
     if not usage.digital_signature or usage.key_cert_sign or purposes != _PURPOSES:
         raise VerificationError("the certificate must be for digital signatures as TLS server and client, and no more")
-    for what, cert in (("certificate", certificate), ("CA", ca)):
-        if not cert.not_valid_before_utc - CLOCK_TOLERANCE <= now < cert.not_valid_after_utc:
-            span = f"{cert.not_valid_before_utc.isoformat()} to {cert.not_valid_after_utc.isoformat()}"
-            raise VerificationError(
-                f"the {what} is valid from {span}, and this node's clock says {now.isoformat()}; "
-                "check the node's time synchronisation"
-            )
+    _check_time(certificate, "certificate", now)
     return IssuedCertificate(certificate=certificate, ca=ca, address=address)
 
 
 _PURPOSES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
 
 
-def _load(pem: str, what: str) -> x509.Certificate:
+def load_one(pem: str, what: str) -> x509.Certificate:
+    """Return the one certificate in `pem`; raise VerificationError if there is not exactly one."""
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem.encode())
     except ValueError:
@@ -82,13 +77,25 @@ def _load(pem: str, what: str) -> x509.Certificate:
     return certificate
 
 
-def _check_ca(ca: x509.Certificate) -> None:
+def check_authority(ca: x509.Certificate, now: datetime, *, self_signed: bool = True) -> None:
+    """Raise VerificationError unless `ca` may sign certificates, is valid now, and is self-signed if it must be."""
     try:
-        ca.verify_directly_issued_by(ca)
+        if self_signed:
+            ca.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):
         raise VerificationError("the CA in the answer is not self-signed") from None
     if not _extension(ca, x509.BasicConstraints).ca or not _extension(ca, x509.KeyUsage).key_cert_sign:
         raise VerificationError("the CA in the answer may not sign certificates")
+    _check_time(ca, "CA", now)
+
+
+def _check_time(certificate: x509.Certificate, what: str, now: datetime) -> None:
+    if not certificate.not_valid_before_utc - CLOCK_TOLERANCE <= now < certificate.not_valid_after_utc:
+        span = f"{certificate.not_valid_before_utc.isoformat()} to {certificate.not_valid_after_utc.isoformat()}"
+        raise VerificationError(
+            f"the {what} is valid from {span}, and this node's clock says {now.isoformat()}; "
+            "check the node's time synchronisation"
+        )
 
 
 def _check_names(certificate: x509.Certificate, cluster: str, role: NodeRole, instance_id: str) -> str:

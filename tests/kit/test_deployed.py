@@ -215,7 +215,7 @@ OBJECTS = {
     "the scheduler cannot hand a token over": (Role.SCHEDULER, False, "put", JobsBucket.CONTROL),
     "a worker cannot replace a job": (Role.WORKER, False, "put", "jobs/sample/code.tar.gz"),
     "the scheduler cannot replace a job": (Role.SCHEDULER, False, "put", "jobs/sample/job.dsse.json"),
-    "a server cannot replace the CA": (Role.SERVER, False, "put", JobsBucket.CA_CERTIFICATE),
+    "a server cannot replace the CA": (Role.SERVER, False, "put", JobsBucket.ca_certificate(1)),
     "a worker cannot revoke another node": (Role.WORKER, False, "put", JobsBucket.denial("i-0123456789abcdef0")),
     "the scheduler cannot revoke a node": (Role.SCHEDULER, False, "put", JobsBucket.denial("i-0123456789abcdef0")),
     "a worker cannot use up another's proof": (Role.WORKER, False, "put", f"{JobsBucket.PROOFS}{'0' * 64}"),

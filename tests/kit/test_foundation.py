@@ -249,6 +249,7 @@ def test_enrolment_function_knows_each_role_and_group_by_name(dev: Deployment) -
     assert environment == {
         "HOLDFAST_CLUSTER": "dev",
         "HOLDFAST_CA_KEY": "<FoundationKeysCertificateAuthority.Arn>",
+        "HOLDFAST_CA_GENERATION": "1",
         "HOLDFAST_JOBS_BUCKET": f"{JOBS}>",
         "HOLDFAST_CERT_HOURS": "24",
     }

@@ -25,6 +25,7 @@ VALID = {
     "checkpoints": {},
 }
 
+PRIVATE_CA = "arn:aws:acm-pca:us-east-1:111122223333:certificate-authority/12345678-1234-1234-1234-123456789012"
 REFUSALS = {
     "zero workers": (
         {"workers.max": "0"},
@@ -176,6 +177,32 @@ REFUSALS = {
         {"identity.certificate_hours": "8760"},
         "[identity] certificate_hours must be between 1 and 168, got 8760; set it to how many hours a node's "
         "certificate lives; it is renewed after two thirds of them",
+    ),
+    "an overlap with no CA": (
+        {"identity.ca_overlap": "true"},
+        "[identity] ca_overlap must be false where ca_generation is 1, got true; there is no CA before the first: "
+        "raise ca_generation by one to rotate",
+    ),
+    "a CA before the first": (
+        {"identity.ca_generation": "0"},
+        "[identity] ca_generation must be between 1 and 99, got 0; set it to which of the cluster's own CAs signs; "
+        "raise it by one to rotate (docs/ca-rotation.md)",
+    ),
+    "two kinds of CA": (
+        {"identity.ca_generation": "2", "identity.private_ca_arn": f'"{PRIVATE_CA}"'},
+        "[identity] private_ca_arn must be absent where ca_generation or ca_overlap is set, got both; they are for "
+        "a CA of the cluster's own: remove one of them",
+    ),
+    "a private CA elsewhere": (
+        {"identity.private_ca_arn": f'"{PRIVATE_CA.replace("us-east-1", "eu-west-1")}"'},
+        "[identity] private_ca_arn must be in the cluster's region, us-east-1, got eu-west-1; AWS Private CA signs in "
+        "its own region only",
+    ),
+    "a private CA that is none": (
+        {"identity.private_ca_arn": '"arn:aws:kms:us-east-1:1:key/x"'},
+        "[identity] private_ca_arn must match ^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:\\d{12}:certificate-authority/"
+        "[0-9a-f-]{36}$, got 'arn:aws:kms:us-east-1:1:key/x'; set it to the ARN of an existing root CA in AWS Private "
+        "CA, which then signs; a CA of the cluster's own if absent",
     ),
     "no enrolment at all": (
         {"limits.enrolment_concurrency": "0"},

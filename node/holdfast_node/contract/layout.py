@@ -113,9 +113,13 @@ class JobsBucket:
     CONTROL = "control/current.json"  # writer: the state machine; reader: the scheduler
     LOCK = "control/lock.json"  # which execution holds the cluster; writer: the state machine
     RENDEZVOUS = "rendezvous/current.json"  # writer: the scheduler; readers: all nodes
-    CA_CERTIFICATE = "pki/ca.pem"  # writer: the enrolment function
     PROOFS = "pki/proofs/"  # prefix of the hashes of used proofs; writer: the enrolment function; nobody reads them
     DENIED = "denied/"  # prefix of denials; writer: the operator; readers: the enrolment function, all nodes
+
+    @staticmethod
+    def ca_certificate(generation: int) -> str:
+        """The certificate of a generation of the cluster's CA; the first is 1. Writer: the enrolment function."""
+        return "pki/ca.pem" if generation == 1 else f"pki/ca-{generation}.pem"
 
     @staticmethod
     def denial(instance_id: str) -> str:

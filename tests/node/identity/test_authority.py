@@ -38,6 +38,33 @@ def test_the_first_use_makes_the_certificate_and_later_ones_read_it() -> None:
     assert bucket.puts == 1
 
 
+def test_an_upgraded_function_signs_with_the_same_ca(world: World) -> None:
+    before = world.enrolment().respond(world.event())
+    # Other code, another role session, a cold start: what it has is the key in KMS and the object in the bucket.
+    after = world.enrolment().respond(world.event())
+    assert before["ca"] == after["ca"]
+    assert world.bucket.objects[KEY].decode() == after["ca"]
+    assert [line["event"] for line in world.logged] == ["ca_created", "enrolled", "enrolled"]
+
+
+def test_a_lost_certificate_is_made_again_for_the_same_key_which_is_the_same_ca(world: World) -> None:
+    before = x509.load_pem_x509_certificate(world.enrolment().respond(world.event())["ca"].encode())
+    del world.bucket.objects[KEY]
+    answer = world.enrolment().respond(world.event())
+    after = x509.load_pem_x509_certificate(answer["ca"].encode())
+    assert (after.subject, after.public_key()) == (before.subject, before.public_key())
+    x509.load_pem_x509_certificate(answer["certificate"].encode()).verify_directly_issued_by(before)
+
+
+def test_a_new_key_beside_the_old_certificate_signs_nothing(world: World) -> None:
+    world.enrolment().respond(world.event())
+    kept = world.bucket.objects[KEY]
+    world.kms = Kms()
+    refused = world.enrolment().respond(world.event())["refused"]
+    assert refused["reason"] == "ca_mismatch"
+    assert world.bucket.objects[KEY] == kept
+
+
 def test_a_warm_function_asks_neither_kms_nor_s3_again() -> None:
     kms, bucket = Kms(), Bucket()
     warm = authority(kms, bucket)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import ca_certificate, node_certificate
+from certificates import Node, ca_certificate, node_certificate
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -40,10 +40,12 @@ class Ca:
             "public_key": ec.generate_private_key(ec.SECP256R1()).public_key(),
             "ca": self.certificate,
             "lifetime": timedelta(hours=24),
+            "csr": b"",
             "now": NOW,
             "sign": self.sign,
-        }
-        return node_certificate(**values | changes)
+        } | changes
+        how = {name: values.pop(name) for name in ("ca", "lifetime", "now", "sign")}
+        return node_certificate(node=Node(**values), **how)
 
 
 def extensions(certificate: x509.Certificate) -> dict[x509.ObjectIdentifier, tuple[bool, x509.ExtensionType]]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import boto3
+import certificates
 import pytest
+from authority import Authority
 from botocore.config import Config
 from botocore.exceptions import ConnectTimeoutError
 from certificates import ca_certificate, node_certificate
@@ -20,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from identity_support import ADDRESS, CLUSTER, INSTANCE, REGION, Kms, World, client_error, node_config
+from rotation import Rotation
 
 from holdfast_node.contract.errors import VerificationError
 from holdfast_node.contract.roles import Role
@@ -273,13 +276,11 @@ class Forger:
             "instance_id": INSTANCE,
             "address": IPv4Address(ADDRESS),
             "public_key": x509.load_pem_x509_csr(event["csr"].encode()).public_key(),
-            "ca": ca,
-            "lifetime": timedelta(hours=24),
-            "now": self.now,
-            "sign": self.sign,
+            "csr": event["csr"].encode(),
         }
-        certificate = node_certificate(**values | changes)
-        pem = {"certificate": certificate, "ca": changes.get("ca", ca)}
+        node = certificates.Node(**values | changes)
+        certificate = node_certificate(node=node, ca=ca, lifetime=timedelta(hours=24), now=self.now, sign=self.sign)
+        pem = {"certificate": certificate, "ca": ca}
         return {name: cert.public_bytes(Encoding.PEM).decode() for name, cert in pem.items()}
 
 
@@ -340,6 +341,34 @@ def test_an_answer_that_is_not_this_nodes_identity_is_not_used(node: Node, case:
 def test_a_well_made_answer_is_used(node: Node) -> None:
     node.session.answer = Forger()
     assert node.enrol().instance_id == INSTANCE
+
+
+def test_a_rotations_answer_makes_both_cas_trusted(node: Node) -> None:
+    node.enrol()
+    old = node.files()["ca.pem"]
+    old_key = node.world.kms
+    node.world.kms = Kms()
+    current = Authority(
+        kms=node.world.kms,
+        s3=node.world.bucket,
+        key_id="new",
+        bucket="jobs",
+        cluster=CLUSTER,
+        log=node.world.logged.append,
+        generation=2,
+    )
+    previous = Authority(
+        kms=old_key, s3=node.world.bucket, key_id="old", bucket="jobs", cluster=CLUSTER, log=node.world.logged.append
+    )
+    enrolment = node.world.enrolment()
+    object.__setattr__(enrolment, "authority", Rotation(CLUSTER, current, previous))
+    node.session.answer = enrolment.respond
+    node.enrol()
+    assert node.files()["ca.pem"] == old + node.world.bucket.objects["pki/ca-2.pem"]
+    # The overlap ends: the answer has the new one alone, which is pinned by now.
+    object.__setattr__(enrolment, "authority", current)
+    node.enrol()
+    assert node.files()["ca.pem"] == node.world.bucket.objects["pki/ca-2.pem"]
 
 
 def test_another_ca_later_is_refused_and_nothing_changes(node: Node) -> None:

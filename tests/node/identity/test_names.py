@@ -27,7 +27,7 @@ def test_constants_are_the_contracts() -> None:
     assert names.DOMAIN == roles.DOMAIN
     assert names.CLUSTER_PATTERN == roles.CLUSTER_PATTERN
     assert names.INSTANCE_ID_PATTERN == roles.INSTANCE_ID_PATTERN
-    assert names.CA_CERTIFICATE_KEY == layout.JobsBucket.CA_CERTIFICATE
+    assert [names.ca_certificate_key(n) for n in (1, 2)] == [layout.JobsBucket.ca_certificate(n) for n in (1, 2)]
     assert names.DENIED_PREFIX + f"{INSTANCE}.json" == layout.JobsBucket.denial(INSTANCE)
     assert names.PROOFS_PREFIX == layout.JobsBucket.PROOFS
 

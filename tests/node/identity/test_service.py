@@ -37,6 +37,7 @@ def test_a_running_worker_gets_a_certificate_in_its_own_names(world: World) -> N
         "instance": INSTANCE,
         "serial": f"{certificate.serial_number:x}",
         "not_after": certificate.not_valid_after_utc.isoformat(),
+        "issuer": "CN=demo cluster CA,O=demo",
     }
 
 

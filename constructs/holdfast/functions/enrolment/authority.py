@@ -1,4 +1,4 @@
-"""The cluster's certificate authority: a private key in KMS, and its certificate in the jobs bucket.
+"""A generation of the cluster's certificate authority: a private key in KMS, its certificate in the jobs bucket.
 
 The certificate is made on first use and never again: it is written with `If-None-Match: *`, so of two functions
 that start together one wins and the other reads the winner's. A stored certificate that is not this key's is a
@@ -7,16 +7,16 @@ refusal, never a reason to make a new one.
 
 import hashlib
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from botocore.exceptions import ClientError
-from certificates import ca_certificate, ca_subject
+from certificates import Issued, Node, ca_certificate, ca_subject, node_certificate
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
-from names import CA_CERTIFICATE_KEY
+from names import ca_certificate_key
 from refusal import Reason, Refused
 
 _MAX_CA_BYTES = 16384
@@ -30,10 +30,18 @@ class Authority:
     """Signs for one cluster. It keeps the public key and the certificate, once checked, in memory."""
 
     def __init__(
-        self, *, kms: Any, s3: Any, key_id: str, bucket: str, cluster: str, log: Callable[[dict[str, Any]], None]
+        self,
+        *,
+        kms: Any,
+        s3: Any,
+        key_id: str,
+        bucket: str,
+        cluster: str,
+        log: Callable[[dict[str, Any]], None],
+        generation: int = 1,
     ) -> None:
         self._kms, self._s3 = kms, s3
-        self._key_id, self._bucket, self._cluster = key_id, bucket, cluster
+        self._key_id, self._bucket, self._cluster, self._generation = key_id, bucket, cluster, generation
         self._log = log
         self._public_key: ec.EllipticCurvePublicKey | None = None
         self._certificate: x509.Certificate | None = None
@@ -48,14 +56,28 @@ class Authority:
         )["Signature"]
         return signature
 
-    def certificate(self, now: datetime) -> x509.Certificate:
-        """Return the CA's certificate, making it if there is none yet.
+    def issue(self, node: Node, lifetime: timedelta, now: datetime) -> Issued:
+        """Return a node's certificate, signed by this CA.
 
         Raises:
-            Refused: the stored certificate is not this cluster's CA (`ca_mismatch`), or has expired.
+            Refused: see `certificate`.
+        """
+        ca = self.certificate(now)
+        certificate = node_certificate(node=node, ca=ca, lifetime=lifetime, now=now, sign=self.sign)
+        return Issued(certificate=certificate, ca=ca)
+
+    def certificate(self, now: datetime, *, may_make: bool = True) -> x509.Certificate:
+        """Return the CA's certificate, making it if there is none yet and it `may_make` one.
+
+        Raises:
+            Refused: the stored certificate is not this cluster's CA (`ca_mismatch`), or has expired, or is missing.
         """
         if self._certificate is None:
-            stored = self._read() or self._mint(now)
+            stored = self._read() or (self._mint(now) if may_make else None)
+            if stored is None:
+                raise Refused(
+                    Reason.CA_MISMATCH, f"{self._where} is missing: it is the old CA's, which a rotation starts from"
+                )
             self._certificate = self._checked(stored)
         if not self._certificate.not_valid_before_utc <= now < self._certificate.not_valid_after_utc:
             until = self._certificate.not_valid_after_utc.isoformat()
@@ -79,9 +101,17 @@ class Authority:
             self._public_key = key
         return self._public_key
 
+    @property
+    def _object(self) -> str:
+        return ca_certificate_key(self._generation)
+
+    @property
+    def _where(self) -> str:
+        return f"s3://{self._bucket}/{self._object}"
+
     def _read(self) -> bytes | None:
         try:
-            answer = self._s3.get_object(Bucket=self._bucket, Key=CA_CERTIFICATE_KEY)
+            answer = self._s3.get_object(Bucket=self._bucket, Key=self._object)
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in _MAYBE_MISSING:
                 return None
@@ -91,12 +121,16 @@ class Authority:
 
     def _mint(self, now: datetime) -> bytes:
         certificate = ca_certificate(
-            cluster=self._cluster, public_key=self.public_key(), now=now, sign=self.sign
+            cluster=self._cluster,
+            public_key=self.public_key(),
+            now=now,
+            sign=self.sign,
+            generation=self._generation,
         ).public_bytes(Encoding.PEM)
         try:
             self._s3.put_object(
                 Bucket=self._bucket,
-                Key=CA_CERTIFICATE_KEY,
+                Key=self._object,
                 Body=certificate,
                 ContentType="application/x-pem-file",
                 IfNoneMatch="*",
@@ -108,11 +142,12 @@ class Authority:
             if winner is None:  # still being written (409), or not readable: nothing is decided
                 raise Refused(Reason.UNAVAILABLE, "the CA's certificate is being made; try again") from None
             return winner
-        self._log({"event": "ca_created", "sha256": hashlib.sha256(certificate).hexdigest()})
+        digest = hashlib.sha256(certificate).hexdigest()
+        self._log({"event": "ca_created", "generation": self._generation, "sha256": digest})
         return certificate
 
     def _checked(self, pem: bytes) -> x509.Certificate:
-        where = f"s3://{self._bucket}/{CA_CERTIFICATE_KEY}"
+        where = self._where
         try:
             certificate = x509.load_pem_x509_certificate(pem)
             constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
@@ -129,7 +164,7 @@ class Authority:
                 f"{where} holds a certificate of another key (SHA-256 {theirs[:16]}…) than the cluster's CA key "
                 f"({ours[:16]}…); nothing is signed until an operator finds out who replaced which",
             )
-        if not constraints.ca or certificate.subject != ca_subject(self._cluster):
+        if not constraints.ca or certificate.subject != ca_subject(self._cluster, self._generation):
             raise Refused(
                 Reason.CA_MISMATCH, f"{where} is not the CA of cluster {self._cluster}: {_printable(certificate)}"
             )

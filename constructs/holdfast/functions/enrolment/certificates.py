@@ -5,6 +5,7 @@ only). Nothing here does I/O: `sign` is the edge that asks KMS.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import IPv4Address
 
@@ -19,64 +20,105 @@ Sign = Callable[[bytes], bytes]
 
 CA_LIFETIME = timedelta(days=3650)
 BACKDATE = timedelta(seconds=60)  # peers' clocks may be behind the function's
+PURPOSES = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
 _ECDSA_WITH_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdentifier, RFC 5758 section 3.2
 
 
-def ca_subject(cluster: str) -> x509.Name:
-    """Return the subject of a cluster's CA."""
-    return _name(f"{cluster} cluster CA", cluster)
+@dataclass(frozen=True)
+class Node:
+    """Who asks for a certificate, in AWS's words, and the key that it is for."""
+
+    cluster: str
+    role: str
+    instance_id: str
+    address: IPv4Address
+    public_key: ec.EllipticCurvePublicKey
+    csr: bytes
+
+    @property
+    def names(self) -> list[x509.GeneralName]:
+        """The subject's alternative names, in the order that they have in a certificate."""
+        return [
+            x509.DNSName(role_name(self.cluster, self.role)),
+            x509.DNSName(node_name(self.cluster, self.role, self.instance_id)),
+            x509.UniformResourceIdentifier(spiffe_id(self.cluster, self.role, self.instance_id)),
+            x509.IPAddress(self.address),
+        ]
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A node's certificate, the CA that signed it, and during a rotation the other trusted CA and the voucher."""
+
+    certificate: x509.Certificate
+    ca: x509.Certificate
+    trusted: x509.Certificate | None = None
+    voucher: x509.Certificate | None = None
+
+
+def ca_subject(cluster: str, generation: int = 1) -> x509.Name:
+    """Return the subject of a generation of a cluster's CA."""
+    return _name(f"{cluster} cluster CA" + (f" {generation}" if generation > 1 else ""), cluster)
 
 
 def ca_certificate(
-    *, cluster: str, public_key: ec.EllipticCurvePublicKey, now: datetime, sign: Sign
+    *, cluster: str, public_key: ec.EllipticCurvePublicKey, now: datetime, sign: Sign, generation: int = 1
 ) -> x509.Certificate:
     """Return a self-signed CA certificate that can only sign leaves, and only in this cluster's names.
 
     The permitted names (RFC 5280 section 4.2.1.10) are DNS names below `<cluster>.holdfast` and URIs of the host
     `<cluster>`, the SPIFFE trust domain: should a peer's store ever hold the CA for something else, it proves nothing.
     """
+    subject = ca_subject(cluster, generation)
+    builder = _builder(subject, subject, public_key, now - BACKDATE, now + CA_LIFETIME, public_key)
+    return _issue(_as_authority(builder, cluster), public_key, sign)
+
+
+def voucher(
+    *, cluster: str, new: x509.Certificate, old: x509.Certificate, now: datetime, sign: Sign
+) -> x509.Certificate:
+    """Return the old CA's word for the new one: a CA certificate with the new one's subject and key, signed by the old.
+
+    Nodes that have pinned the old CA accept the new one on it (docs/ca-rotation.md). No chain is ever built with it:
+    the old CA's path length is 0.
+    """
+    new_key, old_key = _ec_key(new), _ec_key(old)
+    not_after = min(new.not_valid_after_utc, old.not_valid_after_utc)
+    builder = _builder(new.subject, old.subject, new_key, now - BACKDATE, not_after, old_key)
+    return _issue(_as_authority(builder, cluster), old_key, sign)
+
+
+def _as_authority(builder: x509.CertificateBuilder, cluster: str) -> x509.CertificateBuilder:
     permitted = [x509.DNSName(f"{cluster}.{DOMAIN}"), x509.UniformResourceIdentifier(cluster)]
-    builder = (
-        _builder(ca_subject(cluster), ca_subject(cluster), public_key, now - BACKDATE, now + CA_LIFETIME, public_key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    return (
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(ca=True), critical=True)
         .add_extension(x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None), critical=True)
     )
-    return _issue(builder, public_key, sign)
 
 
 def node_certificate(
-    *,
-    cluster: str,
-    role: str,
-    instance_id: str,
-    address: IPv4Address,
-    public_key: ec.EllipticCurvePublicKey,
-    ca: x509.Certificate,
-    lifetime: timedelta,
-    now: datetime,
-    sign: Sign,
+    *, node: Node, ca: x509.Certificate, lifetime: timedelta, now: datetime, sign: Sign
 ) -> x509.Certificate:
     """Return the certificate of one node, valid from a minute ago for `lifetime`, never beyond its CA's."""
-    ca_key = ca.public_key()
-    if not isinstance(ca_key, ec.EllipticCurvePublicKey):
-        raise TypeError(f"the CA's key must be an EC key, got {type(ca_key).__name__}")
+    ca_key = _ec_key(ca)
     not_after = min(now + lifetime, ca.not_valid_after_utc)
-    names = [
-        x509.DNSName(role_name(cluster, role)),
-        x509.DNSName(node_name(cluster, role, instance_id)),
-        x509.UniformResourceIdentifier(spiffe_id(cluster, role, instance_id)),
-        x509.IPAddress(address),
-    ]
-    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    subject = _name(node.instance_id, node.cluster)
     builder = (
-        _builder(_name(instance_id, cluster), ca.subject, public_key, now - BACKDATE, not_after, ca_key)
+        _builder(subject, ca.subject, node.public_key, now - BACKDATE, not_after, ca_key)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(ca=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(PURPOSES), critical=False)
+        .add_extension(x509.SubjectAlternativeName(node.names), critical=False)
     )
     return _issue(builder, ca_key, sign)
+
+
+def _ec_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise TypeError(f"the CA's key must be an EC key, got {type(key).__name__}")
+    return key
 
 
 def _name(common_name: str, organization: str) -> x509.Name:

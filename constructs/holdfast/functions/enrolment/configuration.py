@@ -5,10 +5,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from names import CLUSTER_PATTERN, ROLES
 
 _ROLE_ARN = re.compile(r"arn:(aws[a-z-]*):iam::([0-9]{12}):role/(?:[\x21-\x7e]*/)?([\w+=,.@-]{1,64})")
+_PRIVATE_CA_ARN = re.compile(r"arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:[0-9]{12}:certificate-authority/[0-9a-f-]{36}")
 MAX_CERTIFICATE_HOURS = 168
 
 
@@ -32,10 +34,13 @@ class Settings:
 
     cluster: str
     region: str
-    ca_key: str
     jobs_bucket: str
     roles: Mapping[str, RoleSettings]
     certificate_lifetime: timedelta
+    ca_key: str | None
+    ca_generation: int
+    previous_ca_key: str | None
+    private_ca: str | None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -43,6 +48,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
     `HOLDFAST_ROLES` is JSON: `{"worker": {"role_arn": "arn:…", "group": "<Auto Scaling group>"}, …}` for each of the
     roles, all in the account that the function serves. `HOLDFAST_CERT_HOURS` defaults to 24.
+    `HOLDFAST_CA_KEY` is the key of the CA's generation `HOLDFAST_CA_GENERATION` (default 1), `HOLDFAST_PREVIOUS_CA_KEY`
+    that of the one before it while a rotation lasts; or `HOLDFAST_PRIVATE_CA` is an AWS Private CA's ARN.
 
     Raises:
         ConfigurationError: a variable is missing or impossible.
@@ -56,11 +63,30 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     return Settings(
         cluster=cluster,
         region=_require(environment, "AWS_REGION"),
-        ca_key=_require(environment, "HOLDFAST_CA_KEY"),
         jobs_bucket=_require(environment, "HOLDFAST_JOBS_BUCKET"),
         roles=_read_roles(_require(environment, "HOLDFAST_ROLES")),
         certificate_lifetime=timedelta(hours=int(hours)),
+        **_read_authority(environment),
     )
+
+
+def _read_authority(environment: Mapping[str, str]) -> dict[str, Any]:
+    own, previous, private = (
+        environment.get(name) or None for name in ("HOLDFAST_CA_KEY", "HOLDFAST_PREVIOUS_CA_KEY", "HOLDFAST_PRIVATE_CA")
+    )
+    if private is None:
+        own = _require(environment, "HOLDFAST_CA_KEY")
+    elif own or previous:
+        raise ConfigurationError("HOLDFAST_PRIVATE_CA and HOLDFAST_CA_KEY must not both be set: one CA signs")
+    elif not _PRIVATE_CA_ARN.fullmatch(private):
+        raise ConfigurationError(f"HOLDFAST_PRIVATE_CA must be an AWS Private CA's ARN, got {private!r}")
+    generation = environment.get("HOLDFAST_CA_GENERATION", "1")
+    if not re.fullmatch("[1-9][0-9]?", generation) or (previous and generation == "1"):
+        raise ConfigurationError(
+            f"HOLDFAST_CA_GENERATION must be between 1 and 99, and at least 2 with HOLDFAST_PREVIOUS_CA_KEY, "
+            f"got {generation!r}"
+        )
+    return {"ca_key": own, "ca_generation": int(generation), "previous_ca_key": previous, "private_ca": private}
 
 
 def _require(environment: Mapping[str, str], name: str) -> str:

@@ -9,13 +9,17 @@ DOMAIN = "holdfast"
 ROLES = ("scheduler", "server", "worker", "predictor")
 CLUSTER_PATTERN = re.compile(r"[a-z][a-z0-9-]{1,30}[a-z0-9]")
 INSTANCE_ID_PATTERN = re.compile(r"i-[0-9a-f]{8,17}")
-CA_CERTIFICATE_KEY = "pki/ca.pem"
 DENIED_PREFIX = "denied/"
 PROOFS_PREFIX = "pki/proofs/"
 
 #: What a node signs beside the request to STS, so that a captured request enrols no other key and no other cluster.
 CSR_HEADER = "x-holdfast-csr-sha256"
 CLUSTER_HEADER = "x-holdfast-cluster"
+
+
+def ca_certificate_key(generation: int) -> str:
+    """Return where the certificate of a generation of the CA is."""
+    return "pki/ca.pem" if generation == 1 else f"pki/ca-{generation}.pem"
 
 
 def role_name(cluster: str, role: str) -> str:

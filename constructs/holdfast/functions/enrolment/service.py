@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Protocol
 
-from authority import Authority
 from botocore.exceptions import BotoCoreError, ClientError
-from certificates import node_certificate
+from certificates import Issued, Node
 from configuration import Settings
 from cryptography.hazmat.primitives.serialization import Encoding
 from fleet import private_address, require_member, role_of
@@ -15,6 +14,13 @@ from proof import Caller, StsRequest, parse_caller, rebuild
 from records import claim_proof, require_not_denied
 from refusal import Reason, Refused
 from signing_request import SigningRequest, parse
+
+
+class Issuer(Protocol):
+    """What signs: a CA of the cluster's own, two of them during a rotation, or an AWS Private CA."""
+
+    def issue(self, node: Node, lifetime: timedelta, now: datetime) -> Issued:
+        """Return a certificate for the node."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,15 @@ class Enrolment:
     autoscaling: Any
     ec2: Any
     s3: Any
-    authority: Authority
+    authority: Issuer
     clock: Callable[[], datetime]
     log: Callable[[dict[str, Any]], None]
 
     def respond(self, event: object) -> dict[str, Any]:
         """Return `{"certificate", "ca"}` as PEM, or `{"refused": {"reason", "message"}}`; log which, once.
+
+        During a rotation of the CA the answer also has `trusted`, the other CA, and `voucher`, the old one's word for
+        the new one.
 
         The log line and the refusal hold no part of the proof. What is not foreseen raises.
         """
@@ -58,21 +67,11 @@ class Enrolment:
         require_not_denied(self.s3, settings.jobs_bucket, caller.instance_id)
         require_member(self.autoscaling, caller.instance_id, settings.roles[role].group)
         address = private_address(self.ec2, caller.instance_id)
-        now = self.clock()
-        ca = self.authority.certificate(now)
         # Last, so that what was refused is not remembered: a proof that gave nothing is not used up.
         claim_proof(self.s3, settings.jobs_bucket, event["proof"]["query"]["X-Amz-Signature"])
-        certificate = node_certificate(
-            cluster=settings.cluster,
-            role=role,
-            instance_id=caller.instance_id,
-            address=address,
-            public_key=request.public_key,
-            ca=ca,
-            lifetime=settings.certificate_lifetime,
-            now=now,
-            sign=self.authority.sign,
-        )
+        node = Node(settings.cluster, role, caller.instance_id, address, request.public_key, request.pem)
+        issued = self.authority.issue(node, settings.certificate_lifetime, self.clock())
+        certificate = issued.certificate
         self.log(
             {
                 "event": "enrolled",
@@ -80,12 +79,16 @@ class Enrolment:
                 "instance": caller.instance_id,
                 "serial": f"{certificate.serial_number:x}",
                 "not_after": certificate.not_valid_after_utc.isoformat(),
+                "issuer": certificate.issuer.rfc4514_string(),
             }
         )
-        return {
-            "certificate": certificate.public_bytes(Encoding.PEM).decode(),
-            "ca": ca.public_bytes(Encoding.PEM).decode(),
+        parts = {
+            "certificate": certificate,
+            "ca": issued.ca,
+            "trusted": issued.trusted,
+            "voucher": issued.voucher,
         }
+        return {name: part.public_bytes(Encoding.PEM).decode() for name, part in parts.items() if part is not None}
 
     def _caller(self, proof: object, request: SigningRequest) -> Caller:
         sts_request = rebuild(

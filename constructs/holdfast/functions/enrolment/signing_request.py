@@ -20,9 +20,10 @@ _BEGIN, _END = "-----BEGIN CERTIFICATE REQUEST-----", "-----END CERTIFICATE REQU
 
 @dataclass(frozen=True)
 class SigningRequest:
-    """A checked CSR: its P-256 public key, and the SHA-256 (hex) of its DER that the proof is bound to."""
+    """A checked CSR: its P-256 public key, its PEM, and the SHA-256 (hex) of its DER that the proof is bound to."""
 
     public_key: ec.EllipticCurvePublicKey
+    pem: bytes
     sha256: str
 
 
@@ -53,4 +54,5 @@ def parse(pem: object) -> SigningRequest:
     if extensions or attributes or subject.rdns:
         message = f"csr must ask for nothing (names come from AWS), got subject {subject.rfc4514_string()[:80]!r}, "
         raise Refused(Reason.BAD_CSR, message + f"{attributes} attributes, extensions {extensions[:8]}")
-    return SigningRequest(public_key=key, sha256=hashlib.sha256(csr.public_bytes(Encoding.DER)).hexdigest())
+    digest = hashlib.sha256(csr.public_bytes(Encoding.DER)).hexdigest()
+    return SigningRequest(public_key=key, pem=csr.public_bytes(Encoding.PEM), sha256=digest)
