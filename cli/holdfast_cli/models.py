@@ -1,8 +1,6 @@
 """Fetching a job's model: verified in a private directory first, moved to its destination only then."""
 
 import contextlib
-import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,12 +14,12 @@ from holdfast_cli.errors import CliError, NotFoundError
 from holdfast_cli.jobs import check_job_id
 from holdfast_cli.verification import verify_model
 from holdfast_node.contract.layout import MODEL_RECORD, ModelsBucket
+from holdfast_node.fetching import download
 from holdfast_node.models import (
     MAX_BUNDLE_BYTES,
     SIGNATURE_NAME,
     ModelRecord,
     ModelRefused,
-    check_content,
     check_model_path,
     check_record,
     compare_names,
@@ -96,7 +94,8 @@ def fetch(cluster: Cluster, job_id: str, destination: Path, report: Callable[[st
         order = sorted(signed.items(), key=lambda item: (item[0] != MODEL_RECORD, item))
         for index, (name, digest) in enumerate(order, start=1):
             report(f"downloading {name} ({index} of {len(signed)}, {sizes[name] / 1024:,.0f} KiB)")
-            _download(cluster, ModelsBucket.prefix(job_id) + name, model / name, name, digest)
+            key = ModelsBucket.prefix(job_id) + name
+            download(cluster.client("s3"), cluster.models_bucket, key, model / name, name=name, sha256=digest)
         (model / SIGNATURE_NAME).write_bytes(bundle)
         report("verifying the model")
         record = verify_model(model, model / SIGNATURE_NAME, pem).record
@@ -161,15 +160,3 @@ def _listing(cluster: Cluster, job_id: str) -> Iterator[tuple[str, int]]:
     for page in pages:
         for item in page.get("Contents", []):
             yield item["Key"].removeprefix(prefix), item["Size"]
-
-
-def _download(cluster: Cluster, key: str, path: Path, name: str, expected: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    reply = cluster.client("s3").get_object(Bucket=cluster.models_bucket, Key=key)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with contextlib.closing(reply["Body"]) as body, open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
-        for chunk in body.iter_chunks(_CHUNK_BYTES):
-            digest.update(chunk)
-            file.write(chunk)
-    check_content(name, expected, digest.hexdigest())

@@ -29,7 +29,7 @@ from holdfast_node.contract.documents import (
 )
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.layout import JobsBucket, NodePaths
-from holdfast_node.contract.roles import Role
+from holdfast_node.contract.roles import Role, Serving
 from holdfast_node.contract.statuses import EXIT_LOST
 from holdfast_node.control import ServiceControl
 from holdfast_node.coordination import DRAIN_SECONDS, GATHER_SECONDS
@@ -38,6 +38,7 @@ from holdfast_node.following import RendezvousFollower
 from holdfast_node.journal import Journal
 from holdfast_node.log_reading import one_line
 from holdfast_node.part import Node, Part
+from holdfast_node.predict.node import PredictorAgent
 from holdfast_node.presence import Presence
 from holdfast_node.renewal import Renewal
 from holdfast_node.store import Store
@@ -200,8 +201,11 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path("/"))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    paths = NodePaths(arguments.root)
+    agent: Agent | PredictorAgent
     try:
-        agent = Agent(NodePaths(arguments.root))
+        config = NodeConfig.parse(paths.config.read_bytes())
+        agent = PredictorAgent(paths, config) if config.role is Serving.PREDICTOR else Agent(paths)
     except (HoldfastError, BotoCoreError, OSError) as error:
         _LOG.error("%s", one_line(f"{type(error).__name__}: {error}"))
         return 1

@@ -60,6 +60,7 @@ def test_only_the_contract_is_imported_from_the_node(folder: Path) -> None:
     # NodeBundle asks the installed package where it is, and imports nothing of it. Operators verify models as nodes do.
     shared = {("constructs/holdfast/bundle.py", "holdfast_node")}
     shared |= {(f"cli/holdfast_cli/{name}.py", "holdfast_node.models") for name in ("main", "models", "verification")}
+    shared |= {("cli/holdfast_cli/models.py", "holdfast_node.fetching")}
     assert [found for found in others if found not in shared] == []
 
 

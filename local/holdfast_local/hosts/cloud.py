@@ -12,7 +12,7 @@ from botocore.config import Config
 
 from holdfast_local.hosts.errors import HostsError
 from holdfast_local.hosts.rules import SecurityGroup
-from holdfast_node.contract.roles import CLUSTER_PATTERN, Role
+from holdfast_node.contract.roles import CLUSTER_PATTERN, NODE_ROLES, NodeRole
 
 GROUP_TAG = "aws:autoscaling:groupName"
 _ALIVE = ("pending", "running")
@@ -27,7 +27,7 @@ class Instance:
 
     instance_id: str
     group: str
-    role: Role
+    role: NodeRole
     address: str
     network: str
     groups: tuple[str, ...]
@@ -103,12 +103,13 @@ class Cloud:
         """Return the credentials of a role for an instance, fetched when first read."""
         return RoleCredentials(self._sts, role_arn, instance_id)
 
-    def _role(self, group: str) -> Role | None:
+    def _role(self, group: str) -> NodeRole | None:
         """Return the role of a group named `<cluster>-<role>`, or None if it is not the cluster's."""
         cluster, _, name = group.rpartition("-")
-        if name not in set(Role) or self._cluster not in (None, cluster) or not CLUSTER_PATTERN.fullmatch(cluster):
+        role = {str(role): role for role in NODE_ROLES}.get(name)
+        if role is None or self._cluster not in (None, cluster) or not CLUSTER_PATTERN.fullmatch(cluster):
             return None
-        return Role(name)
+        return role
 
     def _network(self, vpc_id: str) -> str:
         if vpc_id not in self._networks:

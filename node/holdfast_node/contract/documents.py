@@ -40,8 +40,8 @@ MIN_LOST_SECONDS = 10
 DEFAULT_MAX_RESTARTS = 2
 MAX_RESTARTS = 100
 MAX_REASON_CHARACTERS = 200
-#: Decimals of a probability that may leave a predictor: with three a linear model is as good as copied from ten times
-#: as many answers as it has parameters (docs/predictions.md).
+#: Decimals of a probability that may leave a predictor. With three, one answer per parameter already copies a linear
+#: model in all but its last digits (docs/predictions.md).
 MAX_DIGITS = 3
 
 D = TypeVar("D", bound="Document")
@@ -137,16 +137,16 @@ class Predictions(Document):
 
     job_id: str
     port: int = PREDICTOR_PORT
-    output: Output = Output.PROBABILITIES
+    output: Output = Output.LABELS
     digits: int = 2
     top_k: int = 3
     batch_rows: int = 32
     rows_per_minute: int = 120
-    rows_per_day: int = 5_000
+    rows_per_day: int = 1_000
     client_ca: str = ""
 
     def validate(self) -> None:
-        """Check that every number can work; three decimals and more are refused, because they give the model away."""
+        """Check that every number can work; more than three decimals are refused, because they give the model away."""
         require(JOB_ID_PATTERN, self.job_id, "predictions.job_id")
         bounds = {
             "port": (1024, 65535),
@@ -159,10 +159,11 @@ class Predictions(Document):
         for name, (least, most) in bounds.items():
             if not least <= getattr(self, name) <= most:
                 raise DocumentError(f"predictions.{name} must be between {least} and {most}, got {getattr(self, name)}")
-        if self.rows_per_minute < self.batch_rows:
+        if self.rows_per_minute < 2 * self.batch_rows or self.rows_per_day < self.rows_per_minute:
             raise DocumentError(
-                f"predictions.rows_per_minute must be at least batch_rows ({self.batch_rows}), got "
-                f"{self.rows_per_minute}; a full request could never be answered"
+                f"predictions.rows_per_minute must be between 2 * batch_rows ({2 * self.batch_rows}) and rows_per_day "
+                f"({self.rows_per_day}), got {self.rows_per_minute}; half of a limit is free at once, the rest as time "
+                "goes by"
             )
 
 

@@ -174,11 +174,11 @@ PREDICTOR = {
 }
 
 
-def test_a_predictors_configuration_rounds_and_limits_by_default() -> None:
+def test_a_predictors_configuration_gives_labels_and_limits_by_default() -> None:
     config = NodeConfig.parse(json.dumps(PREDICTOR))
     assert config.role is Serving.PREDICTOR and config.port == 9094
     assert config.predictions == Predictions(
-        job_id="digits-1", output=Output.PROBABILITIES, digits=2, batch_rows=32, rows_per_minute=120, rows_per_day=5000
+        job_id="digits-1", output=Output.LABELS, digits=2, batch_rows=32, rows_per_minute=120, rows_per_day=1000
     )
     assert NodeConfig.parse(config.to_json()) == config
 
@@ -201,7 +201,7 @@ REFUSED_PREDICTORS: dict[str, tuple[dict[str, Any], str]] = {
     "a port for root": ({"predictions": {"job_id": "digits-1", "port": 443}}, "predictions.port must be between 1024"),
     "requests that no minute holds": (
         {"predictions": {"job_id": "digits-1", "rows_per_minute": 10}},
-        "predictions.rows_per_minute must be at least batch_rows (32), got 10; a full request could never be answered",
+        "predictions.rows_per_minute must be between 2 * batch_rows (64) and rows_per_day (1000), got 10; half of",
     ),
     "a job id that is a path": ({"predictions": {"job_id": "../x"}}, "predictions.job_id must match"),
 }

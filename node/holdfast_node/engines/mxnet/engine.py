@@ -36,7 +36,7 @@ class MXNetEngine:
         heartbeat_seconds: int = DEFAULT_HEARTBEAT_SECONDS,
     ) -> Launch:
         """Return how this node's part of the job is started; it binds and dials overlay addresses only."""
-        env = _python_environment() | {
+        env = python_environment() | {
             "HOME": str(work),
             "TMPDIR": str(work),
             "OMP_NUM_THREADS": str(_threads()),
@@ -68,7 +68,8 @@ class MXNetEngine:
         return Launch(argv=argv, env=env, cwd=work)
 
 
-def _python_environment() -> dict[str, str]:
+def python_environment() -> dict[str, str]:
+    """Return the environment that the node's interpreter needs to start again, and nothing else of the agent's."""
     package_root = str(Path(holdfast_node.__file__).resolve().parent.parent)
     inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     path = [package_root, *(entry for entry in inherited if entry != package_root)]
