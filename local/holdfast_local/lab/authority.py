@@ -50,12 +50,16 @@ class Authority:
         `at` is when it is issued (default: now); with `trusted` the node trusts that CA instead of this one.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate: x509.Certificate = _profile().node_certificate(
+        node = _profile().Node(
             cluster=self.cluster,
             role=role.value,
             instance_id=instance_id,
             address=IPv4Address(address),
             public_key=key.public_key(),
+            csr=b"",  # only an AWS Private CA wants it
+        )
+        certificate: x509.Certificate = _profile().node_certificate(
+            node=node,
             ca=self.certificate,
             lifetime=lifetime,
             now=at or datetime.now(UTC),

@@ -86,7 +86,10 @@ class Capture:
         return sum(len(segment.payload) for segment in self.segments())
 
     def _read(self) -> None:
-        while True:
+        until = float("inf")
+        while time.monotonic() < until:
+            if self._stopping.is_set() and until == float("inf"):
+                until = time.monotonic() + 1  # what is in the buffer; a busy network would never fall silent
             try:
                 packet, address = self._socket.recvfrom(_SNAP_BYTES)
             except TimeoutError:

@@ -113,8 +113,8 @@ class Network:
         """
         member = self._members[to.name]
         rule = f'iifname != "{member.port}" tcp dport {port} dnat to {to.address}'
-        chain = f"chain prerouting {{ type nat hook prerouting priority dstnat; {rule} }}"
-        self._nft(f"table {_DIVERSION}\ndelete table {_DIVERSION}\ntable {_DIVERSION} {{ {chain} }}\n")
+        chain = f"chain prerouting {{ type nat hook prerouting priority dstnat; {rule}; }}"
+        self._nft(f"table {_DIVERSION}\ndelete table {_DIVERSION}\ntable {_DIVERSION} {{\n{chain}\n}}\n")
 
     def restore(self) -> None:
         """End the diversion."""
