@@ -33,6 +33,7 @@ _EXPECTED = {
     "int_from_float": "an integer",
     "float_type": "a number",
     "string_type": "a string",
+    "list_type": "an array",
     "model_type": "a table",
     "model_attributes_type": "a table",
 }

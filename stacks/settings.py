@@ -12,11 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from holdfast_node.contract.documents import (
     DEFAULT_LOST_SECONDS,
     DEFAULT_MAX_RESTARTS,
+    JOB_ID_PATTERN,
+    MAX_DIGITS,
     MAX_RESTARTS,
     METRIC_PATTERN,
     MIN_LOST_SECONDS,
+    Output,
 )
-from holdfast_node.contract.roles import CLUSTER_PATTERN, DEFAULT_PORTS, MAX_NODES_PER_ROLE, Role
+from holdfast_node.contract.roles import CLUSTER_PATTERN, DEFAULT_PORTS, MAX_NODES_PER_ROLE, PREDICTOR_PORT, Role
 from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gpu, is_arm
 
 #: The first four addresses and the last of every subnet (VPC user guide, "Subnet sizing").
@@ -205,6 +208,41 @@ class Identity(_Section):
     )
 
 
+class Predictor(_Section):
+    """The nodes that serve a model, if there are any; their group is at zero until somebody raises it."""
+
+    job: str | None = Field(
+        default=None,
+        pattern=f"^{JOB_ID_PATTERN.pattern}$",
+        description="the job whose signed model is served; there is no predictor if absent",
+    )
+    instance_type: InstanceType = Field(default="m7i.large", description="their EC2 instance type, x86_64")
+    max: NodeCount = Field(default=1, description="the most instances that the group may be raised to")
+    port: Port = Field(default=PREDICTOR_PORT, description="the endpoint's port")
+    client_ranges: list[str] = Field(
+        default=[], description="private IPv4 ranges that may connect, such as 10.20.0.0/16; nobody if absent"
+    )
+    client_ca: str = Field(
+        default="",
+        description="the certificate (PEM) of the authority that clients' certificates come from; the cluster's own CA "
+        "if absent",
+    )
+    output: Output = Field(
+        default=Output.LABELS, strict=False, description="what leaves: labels, top-k or probabilities (rounded)"
+    )
+    digits: Annotated[int, Field(ge=1, le=MAX_DIGITS)] = Field(
+        default=2, description="how many decimals of a probability leave (docs/predictions.md)"
+    )
+    top_k: Annotated[int, Field(ge=1, le=100)] = Field(default=3, description="how many labels leave with top-k")
+    batch_rows: Annotated[int, Field(ge=1, le=1024)] = Field(default=32, description="the most rows of one request")
+    rows_per_minute: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
+        default=120, description="the most rows that one client is answered in a minute, at least twice batch_rows"
+    )
+    rows_per_day: Annotated[int, Field(ge=2, le=1_000_000_000)] = Field(
+        default=1_000, description="the most rows that one client is answered in a day, at least rows_per_minute"
+    )
+
+
 class Settings(_Section):
     """One deployment."""
 
@@ -217,6 +255,7 @@ class Settings(_Section):
     checkpoints: Checkpoints = Checkpoints()
     limits: Limits = Limits()
     identity: Identity = Identity()
+    predictor: Predictor = Predictor()
 
     @property
     def usd_per_job(self) -> float:
@@ -232,6 +271,7 @@ class Settings(_Section):
         _check_instances(self)
         _check_limits(self)
         _check_identity(self)
+        _check_predictor(self)
         return self
 
 
@@ -260,6 +300,7 @@ def _check_network(settings: Settings) -> None:
         allowed = ", ".join(map(str, PRIVATE_RANGES))
         raise SettingError(f"[network] cidr must be in {allowed}, got {text}; nodes have private addresses only")
     nodes = 1 + settings.servers.max + settings.workers.max
+    nodes += settings.predictor.max if settings.predictor.job else 0
     needed = nodes + FIXED_ADDRESSES + RESERVED_ADDRESSES
     # Either zone may have to hold a whole job; a VPC is a /16 to a /28 and a subnet is half of it.
     longest = min(27, 31 - (needed - 1).bit_length())
@@ -343,3 +384,26 @@ def _check_identity(settings: Settings) -> None:
             f"[identity] private_ca_arn must be in the cluster's region, {settings.cluster.region}, got {region}; "
             "AWS Private CA signs in its own region only"
         )
+
+
+def _check_predictor(settings: Settings) -> None:
+    predictor = settings.predictor
+    if is_arm(predictor.instance_type):
+        raise SettingError(
+            f"[predictor] instance_type must be x86_64, got {predictor.instance_type} (Arm); "
+            "node images and Python packages are built for x86_64"
+        )
+    if not 2 * predictor.batch_rows <= predictor.rows_per_minute <= predictor.rows_per_day:
+        raise SettingError(
+            f"[predictor] rows_per_minute must be between 2 * batch_rows ({2 * predictor.batch_rows}) and rows_per_day "
+            f"({predictor.rows_per_day}), got {predictor.rows_per_minute}; half of a limit is free at once, the rest "
+            "as time goes by"
+        )
+    for text in predictor.client_ranges:
+        try:
+            network = IPv4Network(text)
+        except ValueError as error:
+            raise SettingError(f"[predictor] client_ranges must be IPv4 networks, got {text!r}: {error}") from None
+        if not any(network.subnet_of(private) for private in PRIVATE_RANGES):
+            allowed = ", ".join(map(str, PRIVATE_RANGES))
+            raise SettingError(f"[predictor] client_ranges must be in {allowed}, got {text}; the endpoint is private")

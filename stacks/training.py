@@ -3,7 +3,17 @@
 from aws_cdk import CfnOutput
 from constructs import Construct
 
-from holdfast import CheckpointRetention, ClusterFoundation, FleetProps, JobLimits, PrivateNetwork, TrainingCluster
+from holdfast import (
+    CheckpointRetention,
+    ClusterFoundation,
+    FleetProps,
+    JobLimits,
+    PredictorClients,
+    PredictorFleet,
+    PrivateNetwork,
+    TrainingCluster,
+)
+from holdfast_node.contract.documents import Predictions
 from holdfast_node.contract.roles import Role
 from stacks.base import ClusterStack
 from stacks.instances import has_gpu
@@ -39,6 +49,7 @@ class TrainingStack(ClusterStack):
             retention=CheckpointRetention(**settings.checkpoints.model_dump()),
             removal_policy=self.data_removal,
         )
+        self.predictor = self._predictor(settings, foundation, network)
         cluster, keys, buckets = self.cluster, foundation.keys, foundation.buckets
         groups = {role: fleet.group.auto_scaling_group_name for role, fleet in cluster.fleets.items()}
         outputs = {
@@ -62,10 +73,30 @@ class TrainingStack(ClusterStack):
             "NodeBoot": "ec2" if foundation.bundle.boots_on_ec2 else "local-hosts-only",
             "FileSystem": cluster.checkpoints.file_system.file_system_id,
         }
+        if self.predictor is not None:
+            outputs["PredictorGroup"] = self.predictor.fleet.group.auto_scaling_group_name
         # cfn-lint's W6001 warns of outputs that pass on another stack's; operators read one stack, not three.
         self.add_metadata("cfn-lint", {"config": {"ignore_checks": ["W6001"]}})
         for name, value in outputs.items():
             CfnOutput(self, name, value=value)
+
+    def _predictor(
+        self, settings: Settings, foundation: ClusterFoundation, network: PrivateNetwork
+    ) -> PredictorFleet | None:
+        """Add the predictors, at zero, where the settings name a model to serve."""
+        chosen = settings.predictor
+        if chosen.job is None:
+            return None
+        names = ("port", "output", "digits", "top_k", "batch_rows", "rows_per_minute", "rows_per_day", "client_ca")
+        return PredictorFleet(
+            self,
+            "Predictor",
+            foundation=foundation,
+            network=network,
+            fleet=FleetProps(instance_type=chosen.instance_type, max_count=chosen.max),
+            predictions=Predictions(job_id=chosen.job, **{name: getattr(chosen, name) for name in names}),
+            clients=PredictorClients(ranges=chosen.client_ranges),
+        )
 
 
 def _fleet(fleet: Scheduler | Fleet, max_count: int = 1) -> FleetProps:

@@ -19,6 +19,7 @@ from holdfast.findings import acknowledge, acknowledge_keys
 from holdfast.foundation import ClusterFoundation
 from holdfast.keys import AuthorityProps, ClusterKeys
 from holdfast.network import PrivateNetwork
+from holdfast.predictor import PredictorClients, PredictorFleet
 from holdfast.training.checkpoints import CheckpointRetention, CheckpointStore
 from holdfast.training.cluster import TrainingCluster
 from holdfast.training.fleet import FleetProps, NodeFleet
@@ -41,6 +42,8 @@ __all__ = [
     "NodeAccess",
     "NodeBundle",
     "NodeFleet",
+    "PredictorClients",
+    "PredictorFleet",
     "PrivateNetwork",
     "PropertyError",
     "ServiceAccess",

@@ -146,7 +146,9 @@ class ClusterFoundation(Construct):
                     resources=[self.buckets.jobs.arn_for_objects("*")],
                 ),
                 iam.PolicyStatement(
-                    sid="ModelObjects", actions=["s3:PutObject"], resources=[self.buckets.models.arn_for_objects("*")]
+                    sid="ModelObjects",
+                    actions=["s3:GetObject", "s3:PutObject"],
+                    resources=[self.buckets.models.arn_for_objects("*")],
                 ),
                 iam.PolicyStatement(sid="NodeBundle", actions=["s3:GetObject"], resources=[self.bundle.object_arn]),
             ),

@@ -78,7 +78,7 @@ def test_s3_gateway_admits_the_clusters_objects_and_public_packages_only(dev: De
     assert {sid: (s["Action"], s["Resource"], s.get("Condition")) for sid, s in statements.items()} == {
         "ListRegistrations": ("s3:ListBucket", JOBS, OWN_ACCOUNT),
         "JobObjects": (["s3:GetObject", "s3:PutObject"], f"{JOBS}/*", OWN_ACCOUNT),
-        "ModelObjects": ("s3:PutObject", f"{MODELS}/*", OWN_ACCOUNT),
+        "ModelObjects": (["s3:GetObject", "s3:PutObject"], f"{MODELS}/*", OWN_ACCOUNT),
         "NodeBundle": ("s3:GetObject", statements["NodeBundle"]["Resource"], OWN_ACCOUNT),
         "OperatingSystemPackages": ("s3:GetObject", "arn:aws:s3:::al2023-repos-us-east-1-de612dc2/*", None),
     }

@@ -42,8 +42,8 @@ REFUSALS = {
     ),
     "unknown table": (
         {"sheduler.max": "1"},
-        "[sheduler] is unknown, allowed: checkpoints, cluster, identity, limits, network, ports, scheduler, servers, "
-        "workers (did you mean scheduler?); remove it or correct its name",
+        "[sheduler] is unknown, allowed: checkpoints, cluster, identity, limits, network, ports, predictor, "
+        "scheduler, servers, workers (did you mean scheduler?); remove it or correct its name",
     ),
     "missing key": (
         {"cluster.name": None},
@@ -203,6 +203,40 @@ REFUSALS = {
         "[identity] private_ca_arn must match ^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:\\d{12}:certificate-authority/"
         "[0-9a-f-]{36}$, got 'arn:aws:kms:us-east-1:1:key/x'; set it to the ARN of an existing root CA in AWS Private "
         "CA, which then signs; a CA of the cluster's own if absent",
+    ),
+    "predictions with every digit": (
+        {"predictor.digits": "17"},
+        "[predictor] digits must be between 1 and 3, got 17; set it to how many decimals of a probability leave "
+        "(docs/predictions.md)",
+    ),
+    "logits": (
+        {"predictor.output": '"logits"'},
+        "[predictor] output must be 'labels', 'top-k' or 'probabilities', got 'logits'; set it to what leaves: labels, "
+        "top-k or probabilities (rounded)",
+    ),
+    "predictions for everybody": (
+        {"predictor.client_ranges": '["0.0.0.0/0"]'},
+        "[predictor] client_ranges must be in 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, got 0.0.0.0/0; the endpoint "
+        "is private",
+    ),
+    "a client that is no network": (
+        {"predictor.client_ranges": '["app"]'},
+        "[predictor] client_ranges must be IPv4 networks, got 'app': Expected 4 octets in 'app'",
+    ),
+    "clients that are no list": (
+        {"predictor.client_ranges": '"10.0.0.0/8"'},
+        "[predictor] client_ranges must be an array, got '10.0.0.0/8' (a string); set it to private IPv4 ranges that "
+        "may connect, such as 10.20.0.0/16; nobody if absent",
+    ),
+    "requests that no minute holds": (
+        {"predictor.rows_per_minute": "10"},
+        "[predictor] rows_per_minute must be between 2 * batch_rows (64) and rows_per_day (1000), got 10; half of a "
+        "limit is free at once, the rest as time goes by",
+    ),
+    "an Arm predictor": (
+        {"predictor.instance_type": '"m7g.large"'},
+        "[predictor] instance_type must be x86_64, got m7g.large (Arm); node images and Python packages are built for "
+        "x86_64",
     ),
     "no enrolment at all": (
         {"limits.enrolment_concurrency": "0"},

@@ -1,4 +1,4 @@
-"""A fleet: the role, launch template and Auto Scaling group of one of the trainer's roles."""
+"""A fleet: the role, launch template and Auto Scaling group of one node role."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge
 from holdfast.names import ClusterNames
 from holdfast.network import PrivateNetwork
-from holdfast_node.contract.roles import MAX_NODES_PER_ROLE, Role
+from holdfast_node.contract.roles import MAX_NODES_PER_ROLE, NodeRole
 
 #: SSM public parameters, resolved by CloudFormation at each deployment: the image that was deployed is the image
 #: that boots, until the next deployment.
@@ -70,7 +70,7 @@ class NodeFleet(Construct):
         construct_id: str,
         *,
         cluster_name: str,
-        role: Role,
+        role: NodeRole,
         props: FleetProps,
         network: PrivateNetwork,
         security_group: ec2.ISecurityGroup,
@@ -84,7 +84,7 @@ class NodeFleet(Construct):
             scope: the construct's parent.
             construct_id: the construct's id.
             cluster_name: the cluster that it is part of.
-            role: the trainer's role that its instances play.
+            role: the role that its instances play.
             props: instance type, limit and image.
             network: where instances start, in either zone.
             security_group: the only group that instances carry.

@@ -40,6 +40,9 @@ MIN_LOST_SECONDS = 10
 DEFAULT_MAX_RESTARTS = 2
 MAX_RESTARTS = 100
 MAX_REASON_CHARACTERS = 200
+_PEM = re.compile(
+    r"(?=.{1,4096}\Z)(-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+\n-----END CERTIFICATE-----\n?)+", re.DOTALL
+)
 #: Decimals of a probability that may leave a predictor. With three, one answer per parameter already copies a linear
 #: model in all but its last digits (docs/predictions.md).
 MAX_DIGITS = 3
@@ -148,6 +151,8 @@ class Predictions(Document):
     def validate(self) -> None:
         """Check that every number can work; more than three decimals are refused, because they give the model away."""
         require(JOB_ID_PATTERN, self.job_id, "predictions.job_id")
+        if self.client_ca and not _PEM.fullmatch(self.client_ca):
+            raise DocumentError("predictions.client_ca must be certificates in PEM, at most 4096 characters of them")
         bounds = {
             "port": (1024, 65535),
             "digits": (1, MAX_DIGITS),

@@ -146,13 +146,9 @@ class PredictorAgent:
 
 
 def prepare(places: Places, predictions: Predictions) -> None:
-    """Write the authority that clients' certificates come from, and drop a model of an earlier start.
-
-    Raises:
-        OSError: the files cannot be written.
-    """
-    ca = predictions.client_ca.encode() if predictions.client_ca else (places.tls / "ca.pem").read_bytes()
-    places.client_ca.write_bytes(ca)
+    """Write the clients' own authority, if they have one, and drop a model of an earlier start."""
+    if predictions.client_ca:
+        places.client_ca.write_text(predictions.client_ca)
     shutil.rmtree(places.model, ignore_errors=True)
 
 

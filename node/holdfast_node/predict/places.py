@@ -37,5 +37,5 @@ class Places:
 
     @property
     def client_ca(self) -> Path:
-        """The authority (PEM) that clients' certificates come from."""
+        """The authority (PEM) that clients' certificates come from, where it is not the cluster's (`tls/ca.pem`)."""
         return self.job / "client-ca.pem"

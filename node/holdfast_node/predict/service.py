@@ -345,7 +345,7 @@ def main() -> int:
             raise PredictorError(f"this node is a {config.role} and no predictor")
         service = PredictionService(
             load(places, predictions, config.cluster),
-            ServerTls(places.tls, places.client_ca),
+            ServerTls(places.tls, places.client_ca if predictions.client_ca else places.tls / "ca.pem"),
             RateLimiter(rows_per_minute=predictions.rows_per_minute, rows_per_day=predictions.rows_per_day),
             batch_rows=predictions.batch_rows,
             denied=Denied(places.denied),

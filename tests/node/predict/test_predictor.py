@@ -76,7 +76,6 @@ class Node:
         places.signature.write_bytes(sign)
         places.key.write_bytes(PEM)
         self.authority.issue(places.tls, Serving.PREDICTOR, "i-00000000ff")
-        places.client_ca.write_bytes((places.tls / "ca.pem").read_bytes())
         places.denied.write_text("[]")
         (self.root / "etc/holdfast").mkdir(parents=True)
         names = ("jobs_bucket", "models_bucket", "enrolment_function", "job_signing_key", "model_signing_key")
