@@ -5,6 +5,7 @@ HoldfastError
     ├── SpecError          an optimizer that cannot be expressed, or a specification that is not valid
     │   └── ConflictError  a second, different optimizer for a job that has one
     ├── StateError         optimizer states that cannot be written or read
+    ├── RefusedError       a peer sent what its role may not send: the job ends
     └── PortError          the pinned port is taken, or the trainer is not on it
 """
 
@@ -25,6 +26,10 @@ class ConflictError(SpecError):
 
 class StateError(EngineError):
     """Optimizer states that cannot be written or read."""
+
+
+class RefusedError(EngineError):
+    """A peer sent what its role may not send."""
 
 
 class PortError(EngineError):

@@ -19,23 +19,6 @@ EXIT_REFUSED, EXIT_PORT = 77, 69
 
 MakeCluster = Callable[..., Any]
 
-SEND_PICKLE = """
-import os, pickle, sys
-import mxnet as mx
-class Exploit:
-    def __reduce__(self):
-        return os.mkdir, (sys.argv[1],)
-kv = mx.kv.create("dist_sync")
-if len(sys.argv) > 2:
-    kv.init(0, mx.nd.zeros(4))
-    kv.set_optimizer(mx.optimizer.SGD(learning_rate=1.0))
-kv._send_command_to_servers(0, pickle.dumps(Exploit(), 0).decode())
-if len(sys.argv) > 2:
-    out = mx.nd.zeros(4)
-    kv.push(0, mx.nd.ones(4))
-    kv.pull(0, out=out)
-    print("WEIGHTS", out.asnumpy().tolist(), flush=True)
-"""
 TINY = "import mxnet as mx\nkv = mx.kv.create('dist_sync')\n"
 
 
@@ -105,38 +88,6 @@ print("ACCURACY", module.score(batches, "acc")[0][1] > 0.9, flush=True)
     assert "ACCURACY True" in job.log("worker0")
     saved = {path.name for path in (job.root / "checkpoints/test-job").iterdir()}
     assert saved == {"fit-symbol.json"} | {f"fit-{epoch:04d}.params" for epoch in range(1, 11)}
-
-
-def test_vanilla_mxnet_executes_what_a_worker_sends(cluster: MakeCluster, tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    job = cluster(script=SEND_PICKLE, args=(str(marker),), workers=1, servers=1)
-    for name, role in (("scheduler0", "scheduler"), ("server0", "server")):
-        job.start_raw(name, [str(PYTHON), "-c", "import mxnet"], DMLC_ROLE=role)
-    job.start("worker0")
-    job.wait("worker0")
-    assert marker.is_dir(), job.logs()
-
-
-def test_a_pickle_is_refused_and_a_server_without_an_optimizer_ends(cluster: MakeCluster, tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    job = cluster(script=SEND_PICKLE, args=(str(marker),), workers=1, servers=1)
-    job.start()
-    assert job.wait("server0") == {"server0": EXIT_REFUSED}, job.logs()
-    (event,) = job.events("server0", "command_refused")
-    assert (event["security"], event["head"], event["fatal"]) == (True, 0, True)
-    assert event["reason"].startswith("SpecError: a command must be a JSON object, got something else")
-    assert not marker.exists()
-
-
-def test_a_pickle_in_a_running_job_is_refused_and_the_job_ends_well(cluster: MakeCluster, tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    job = cluster(script=SEND_PICKLE, args=(str(marker), "with-optimizer"), workers=1, servers=1)
-    job.start()
-    assert set(job.wait().values()) == {0}, job.logs()
-    (event,) = job.events("server0", "command_refused")
-    assert (event["op"], event["fatal"]) == ("unreadable", False)
-    assert "WEIGHTS [-1.0, -1.0, -1.0, -1.0]" in job.log("worker0")
-    assert not marker.exists()
 
 
 def test_workers_with_different_optimizers_end_the_job(cluster: MakeCluster) -> None:

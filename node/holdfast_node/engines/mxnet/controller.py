@@ -1,15 +1,16 @@
 """What a server does with a command: it follows four, all of them data, and refuses everything else.
 
-A refusal is logged as one security event. Whether the server may go on depends on what is missing then: without an
-optimizer, MXNet's server copies gradients over the weights (kvstore_dist_server.h, line 358) and acknowledges; with
-a worker's states not loaded, or two workers in conflict, the job would train something that nobody asked for.
+A refusal is logged as one security event and ends the server: without an optimizer, MXNet's server copies gradients
+over the weights (kvstore_dist_server.h, line 358) and acknowledges; with a worker's states not loaded, or two
+workers in conflict, the job would train something that nobody asked for; and a peer that sends anything else is not
+one to go on with.
 """
 
 import hashlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from holdfast_node.engines.errors import ConflictError, EngineError, SpecError
+from holdfast_node.engines.errors import ConflictError, SpecError, StateError
 from holdfast_node.engines.mxnet import optimizer as codec
 from holdfast_node.engines.mxnet import states
 from holdfast_node.engines.mxnet.spec import parse
@@ -36,10 +37,13 @@ class Controller:
         mx: Any,
         *,
         report: Callable[..., None],
-        installed: Callable[[str], None],
+        installed: Callable[[str, bool], None],
         end: Callable[[], None],
     ) -> None:
-        """Serve `store`; `report` logs a refusal, `installed` an accepted optimizer, `end` ends the process."""
+        """Serve `store`; `report` logs a refusal, `end` ends the process.
+
+        `installed` is told of an accepted optimizer: its name, and whether it wants multi-precision.
+        """
         self._store, self._mx = store, mx
         self._report, self._installed, self._end = report, installed, end
         self._updater: Any = None
@@ -47,23 +51,13 @@ class Controller:
         self._rates: list[float] = []
 
     def __call__(self, head: int, body: bytes | None) -> None:
-        """Follow one command, or report it and, where going on would be unsafe, end the process. Never raises."""
+        """Follow one command, or report it and end the process. Never raises."""
         body = body or b""
         try:
             self._follow(head, body)
         except BaseException as error:  # ctypes would drop it and MXNet would acknowledge the command
-            op = _op(body)
-            fatal = self._is_fatal(error, op)
-            self._report(
-                f"{type(error).__name__}: {error}",
-                head=head,
-                op=op,
-                size=len(body),
-                sha256=hashlib.sha256(body).hexdigest(),
-                fatal=fatal,
-            )
-            if fatal:
-                self._end()
+            self._refuse(error, body, head=head, op=_op(body))
+            self._end()
 
     def _follow(self, head: int, body: bytes) -> None:
         if head != CONTROLLER_HEAD:
@@ -88,7 +82,7 @@ class Controller:
             self._updater = self._mx.optimizer.get_updater(optimizer)
             self._store._set_updater(self._update)
             self._optimizer = digest
-            self._installed(command["name"])
+            self._installed(command["name"], optimizer.multi_precision)
         elif digest != self._optimizer:
             raise ConflictError("this job's workers disagree about the optimizer; all of them must set the same one")
 
@@ -106,7 +100,11 @@ class Controller:
     def _states(self, command: states.StateCommand) -> None:
         path = states.server_file(states.below_checkpoints(command.path), self._store.rank)
         if command.op == "save_states":
-            states.save(path, self._updater, command.token)
+            try:
+                states.save(path, self._updater, command.token)
+            except (OSError, StateError) as error:
+                # The worker notices: it looks for its token in what was written. A full disk is no reason to end.
+                self._refuse(error, command.serialise().encode(), op=command.op, fatal=False)
         else:
             states.load(path, self._updater, command.token, self._mx)
 
@@ -118,12 +116,9 @@ class Controller:
             self._report(f"update failed: {type(error).__name__}: {error}", fatal=True)
             self._end()
 
-    def _is_fatal(self, error: BaseException, op: str) -> bool:
-        if self._optimizer is None:
-            return True
-        if op == "save_states" and isinstance(error, Exception):
-            return False  # the worker notices: it looks for its token in what was written
-        return op in ("set_optimizer", "set_learning_rate", "load_states") or not isinstance(error, EngineError)
+    def _refuse(self, error: BaseException, body: bytes, fatal: bool = True, **facts: object) -> None:
+        digest = hashlib.sha256(body).hexdigest()
+        self._report(f"{type(error).__name__}: {error}", size=len(body), sha256=digest, fatal=fatal, **facts)
 
 
 def _op(body: bytes) -> str:

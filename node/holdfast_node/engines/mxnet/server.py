@@ -19,9 +19,9 @@ from holdfast_node.contract.roles import Role
 from holdfast_node.engines.errors import EngineError, PortError
 from holdfast_node.engines.mxnet import events, pickles, ports, randomness
 from holdfast_node.engines.mxnet.controller import Controller
+from holdfast_node.engines.mxnet.guard import Guard
 
-#: Exit statuses besides 0 and 1 (sysexits.h): a command was refused that the job cannot do without; port taken.
-EXIT_REFUSED = 77
+#: Exit status where the pinned port is taken (sysexits.h, EX_UNAVAILABLE); guard.py has the one of a refusal.
 EXIT_PORT = 69
 _ROLES = (Role.SCHEDULER.value, Role.SERVER.value)
 _LISTEN_SECONDS = 60.0
@@ -50,9 +50,10 @@ def serve(role: str) -> None:
         randomness.apply(seed, mx)
     pickles.disable()
     os.environ["DMLC_ROLE"] = role
+    guard = Guard(_LIB, Role(role))
     store = mx.kv.create("dist")
     threading.Thread(target=_check_listener, args=(address,), daemon=True).start()
-    controller = Controller(store, mx, report=events.refused, installed=_installed, end=lambda: os._exit(EXIT_REFUSED))
+    controller = Controller(store, mx, report=guard.report, installed=guard.installed, end=guard.end)
 
     def follow(head: int, body: bytes | None, _: Any) -> None:
         controller(head, body)
@@ -93,10 +94,6 @@ def _check_listener(address: ports.Address) -> None:
                 os._exit(EXIT_PORT)
             return
         time.sleep(0.02)
-
-
-def _installed(name: str) -> None:
-    events.emit("optimizer", name=name)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Server:
             self.store,
             mx,
             report=lambda reason, **fields: self.reports.append({"reason": reason, **fields}),
-            installed=self.installed.append,
+            installed=lambda name, _: self.installed.append(name),
             end=self.end,
         )
         for command in commands:
@@ -115,7 +115,7 @@ failed_save.send(state("save_states", "missing-folder/s"))
 result = {
     "pickle before": pickle_before.outcome(),
     "pickle after": pickle_after.outcome(),
-    "still trains": np.isfinite(pickle_after.train(mx.nd.zeros(4))).all(),
+    "still trains": np.isfinite(failed_save.train(mx.nd.zeros(4))).all(),
     "identical": Server(SGD, SGD, SGD).outcome(),
     "conflicts": conflicts,
     "other head": Server(SGD, (5, b"{}")).outcome(),

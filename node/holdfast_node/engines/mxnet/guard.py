@@ -1,0 +1,109 @@
+"""The guard of a node's MXNet process: what its role may be sent, and what happens on anything else.
+
+A refusal is one security event that names the sender, and the end of the process with `EXIT_REFUSED`: nothing more
+of the sender is processed, and the agent reports the last line as the job's cause. Going on without the message
+would leave its honest sender waiting, or train something that nobody asked for.
+"""
+
+import hashlib
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+
+from holdfast_node.contract.roles import Role, overlay_address
+from holdfast_node.engines.errors import EngineError
+from holdfast_node.engines.mxnet import events, messages, native, policy
+from holdfast_node.engines.mxnet.messages import Message
+
+#: A peer broke its role's rules (sysexits.h, EX_NOPERM): final for the job, which is not started again.
+EXIT_REFUSED = 77
+_ending = threading.Lock()
+
+
+class Guard:
+    """Guards one process, which is `role` of the job that its environment describes."""
+
+    def __init__(self, library: Any, role: Role) -> None:
+        """Hook into MXNet's native library before its first connection.
+
+        Raises:
+            EngineError: another build of MXNet, or an environment without the job's size.
+        """
+        servers, workers = int(os.environ["DMLC_NUM_SERVER"]), int(os.environ["DMLC_NUM_WORKER"])
+        own = self._own_id(role, servers, workers)
+        self._authors: dict[str, set[str]] = {}
+        self._cause = ""
+        self.server: policy.Server | None = None
+        peers = frozenset(
+            node_id for node_id in messages.members(servers, workers) if _role(node_id) is not role or node_id == own
+        )
+        message, add_node = None, None
+        if role is Role.WORKER:
+            add_node = policy.Worker(servers, workers).check
+        elif role is Role.SCHEDULER:
+            message = policy.Scheduler(servers, workers).check
+        else:
+            self.server = policy.Server((own - messages.server_id(0)) // 2, servers, workers)
+            message = self._check_server
+        hooks = native.Hooks(
+            identity=lambda identity: policy.check_identity(identity, peers, role is Role.SCHEDULER),
+            refuse=refuse,
+            message=message,
+            add_node=add_node,
+        )
+        self._interposer = native.Interposer(library, Path(library._name), hooks)
+
+    def installed(self, name: str, multi_precision: bool) -> None:
+        """Note the optimizer that this server now has; data and commands are judged by it."""
+        if self.server is not None:
+            self.server.optimizer, self.server.multi_precision = True, multi_precision
+        events.emit("optimizer", name=name)
+
+    def report(self, reason: str, **facts: object) -> None:
+        """Log a command that the controller refused, with the workers that sent it."""
+        authors = sorted(self._authors.get(str(facts.get("sha256")), ())) or ["a worker"]
+        self._cause = f"{', '.join(authors)}: {reason}"
+        events.refused(reason, sender=authors[0], **facts)
+
+    def end(self) -> NoReturn:
+        """End the process; the last report is the cause."""
+        _end(self._cause)
+
+    def _check_server(self, message: Message) -> None:
+        assert self.server is not None
+        self.server.check(message)
+        if message.simple and message.head == policy.CONTROLLER:
+            digest = hashlib.sha256(message.body).hexdigest()
+            self._authors.setdefault(digest, set()).add(messages.describe(message.sender))
+
+    @staticmethod
+    def _own_id(role: Role, servers: int, workers: int) -> int:
+        host = os.environ["DMLC_NODE_HOST"]
+        for node_id, address in messages.members(servers, workers).items():
+            if address == host and _role(node_id) is role:
+                return node_id
+        raise EngineError(
+            f"DMLC_NODE_HOST must be the overlay address of one of the job's {servers} servers and {workers} workers "
+            f"or its scheduler ({overlay_address(Role.SCHEDULER, 0)}), got {host}"
+        )
+
+
+def refuse(reason: str, sender: int, **facts: object) -> NoReturn:
+    """Log what a peer sent as a security event, and end the process."""
+    _ending.acquire()  # for good: what other threads find out meanwhile changes nothing
+    who = messages.describe(sender)
+    events.refused(reason, sender=who, fatal=True, **facts)
+    _end(f"{who}: {reason}")
+
+
+def _end(cause: str) -> NoReturn:
+    sys.stderr.flush()
+    os.write(2, f"\nRefusedError: {' '.join(cause.split())[:250]}\n".encode())
+    os._exit(EXIT_REFUSED)
+
+
+def _role(node_id: int) -> Role | None:
+    found = messages.seat(node_id)
+    return found[0] if found else None

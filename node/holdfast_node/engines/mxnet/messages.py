@@ -1,0 +1,148 @@
+"""ps-lite's messages as they lie in the memory of MXNet 1.9.1's Linux wheel, and the identities of their senders.
+
+Layouts: ps-lite at 34fd45c (the commit that MXNet 1.9.1 pins), include/ps/internal/message.h and sarray.h, compiled
+for x86-64 with libstdc++'s old ABI: a string is one pointer, with its length 24 bytes before what it points to.
+"""
+
+import ctypes
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from holdfast_node.contract.roles import Role, overlay_address
+
+#: `Control::Command` in message.h.
+EMPTY, TERMINATE, ADD_NODE, BARRIER, ACK, HEARTBEAT = range(6)
+#: `Meta::kEmpty` and `Node::kEmpty`: no identity, or none that ps-lite could read.
+ANONYMOUS = (1 << 31) - 1
+SCHEDULER_ID = 1
+#: `Node::Role` in message.h.
+ROLES = (Role.SERVER, Role.WORKER, Role.SCHEDULER)
+
+_META = struct.Struct("=3i4xi4x4?4xQ24xi4xQQ8xi20xQQ")  # Meta (120 bytes), then the vector of data
+_NODE = struct.Struct("=iii4xQi?3x")
+_ARRAY = struct.Struct("=Q8xQ8x")
+_LENGTH_BYTES = 24
+MAX_BODY_BYTES = 4 << 20
+_MAX_NODES = 1024
+_MAX_FRAMES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An entry of an ADD_NODE or HEARTBEAT message."""
+
+    role: Role | None
+    id: int
+    host: str
+    port: int
+
+
+@dataclass(slots=True)
+class Message:
+    """One message, as `Van::RecvMsg` returns it; `arrays` has address and size in bytes of every data frame.
+
+    `read` returns the bytes of a frame: copying gradients only to look at their sizes would cost too much.
+    """
+
+    sender: int
+    head: int = 0
+    app: int = 0
+    customer: int = 0
+    request: bool = True
+    push: bool = False
+    pull: bool = False
+    simple: bool = False
+    body: bytes = b""
+    control: int = EMPTY
+    nodes: tuple[Node, ...] = ()
+    group: int = 0
+    arrays: tuple[tuple[int, int], ...] = ()
+    read: Callable[[int, int], bytes] = ctypes.string_at
+
+
+class MalformedError(Exception):
+    """A message that no node of the job would send: too many parts, or too large."""
+
+
+def server_id(rank: int) -> int:
+    """Return ps-lite's id of the server with this rank (`Postoffice::ServerRankToID`)."""
+    return 8 + 2 * rank
+
+
+def worker_id(rank: int) -> int:
+    """Return ps-lite's id of the worker with this rank (`Postoffice::WorkerRankToID`)."""
+    return 9 + 2 * rank
+
+
+def seat(node_id: int) -> tuple[Role, int] | None:
+    """Return role and rank of a ps-lite id, or None where it is no node's."""
+    if node_id == SCHEDULER_ID:
+        return Role.SCHEDULER, 0
+    if 8 <= node_id < ANONYMOUS:
+        return (Role.WORKER if node_id % 2 else Role.SERVER), (node_id - 8) // 2
+    return None
+
+
+def describe(node_id: int) -> str:
+    """Return who this is, for a log: "worker 1", "the scheduler", "a peer without an identity"."""
+    found = seat(node_id)
+    if found is None:
+        return "a peer without an identity" if node_id == ANONYMOUS else f"an unknown peer (id {node_id})"
+    role, rank = found
+    return "the scheduler" if role is Role.SCHEDULER else f"{role} {rank}"
+
+
+def members(servers: int, workers: int) -> dict[int, str]:
+    """Return the ps-lite ids of a job's nodes with their overlay addresses."""
+    return (
+        {SCHEDULER_ID: overlay_address(Role.SCHEDULER, 0)}
+        | {server_id(rank): overlay_address(Role.SERVER, rank) for rank in range(servers)}
+        | {worker_id(rank): overlay_address(Role.WORKER, rank) for rank in range(workers)}
+    )
+
+
+def read_message(address: int) -> Message:
+    """Return the message at this address in this process's memory.
+
+    Raises:
+        MalformedError: more nodes, frames or bytes than any node of a job would send.
+    """
+    head, app, customer, sender, request, push, pull, simple, body, control, first_node, end_node, group, first, end = (
+        _META.unpack(ctypes.string_at(address, _META.size))
+    )
+    message = Message(sender, head, app, customer, request, push, pull, simple, control=control, group=group)
+    length = int.from_bytes(ctypes.string_at(body - _LENGTH_BYTES, 8), "little")
+    if length:
+        if length > MAX_BODY_BYTES:
+            raise MalformedError(f"a body must be at most {MAX_BODY_BYTES} bytes, got {length}")
+        message.body = ctypes.string_at(body, length)
+    if end_node != first_node:
+        message.nodes = _nodes(first_node, end_node)
+    if end != first:
+        if end - first > _MAX_FRAMES * _ARRAY.size:
+            raise MalformedError(f"a message must have at most {_MAX_FRAMES} data frames")
+        data = ctypes.string_at(first, end - first)
+        message.arrays = tuple((pointer, size) for size, pointer in _ARRAY.iter_unpack(data))
+    return message
+
+
+def sender_of(address: int) -> int:
+    """Return the sender of a message that ps-lite has not read to its end."""
+    return int.from_bytes(ctypes.string_at(address + 16, 4), "little", signed=True)
+
+
+def text(pointer: int, limit: int = 256) -> bytes:
+    """Return the old-ABI string that starts at `pointer`, at most `limit` bytes of it."""
+    length = int.from_bytes(ctypes.string_at(pointer - _LENGTH_BYTES, 8), "little")
+    return ctypes.string_at(pointer, min(length, limit))
+
+
+def _nodes(first: int, end: int) -> tuple[Node, ...]:
+    if end - first > _MAX_NODES * _NODE.size:
+        raise MalformedError(f"a message must name at most {_MAX_NODES} nodes")
+    nodes = []
+    for role, node_id, _, host, port, _ in _NODE.iter_unpack(ctypes.string_at(first, end - first)):
+        name = text(host).decode("ascii", "replace")
+        nodes.append(Node(ROLES[role] if 0 <= role < len(ROLES) else None, node_id, name, port))
+    return tuple(nodes)

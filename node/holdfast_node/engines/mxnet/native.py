@@ -1,0 +1,238 @@
+"""The guard below Python: it sees every message before MXNet does, in the process itself, with nothing compiled.
+
+Only command 0 reaches Python; the others, data, and ps-lite's own control messages are followed in C++. Their one
+way in is `ps::ZMQVan::RecvMsg`, a virtual function: its slot in the class's table is pointed at a Python function
+that calls the original and looks at what it returns. Slots of libmxnet.so's global offset table lead ZeroMQ's
+`zmq_bind` and `router_t::identify_peer` the same way. All of this depends on one build, which is pinned.
+"""
+
+import ctypes
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from holdfast_node.engines.errors import EngineError, RefusedError
+from holdfast_node.engines.mxnet import messages
+from holdfast_node.engines.mxnet.messages import Message
+
+#: Where the pinned build keeps the addresses of functions, from its load address (`readelf -rW libmxnet.so`).
+_SLOTS = {
+    "b4e7f881e385e342fd6b8316b34fde03ccaaf74d649999de2333ee5b4d8f2ba0": {  # mxnet 1.9.1, manylinux2014 x86-64, CPU
+        "_ZN2ps6ZMQVan7RecvMsgEPNS_7MessageE": 0x9463540,  # in the table of ps::ZMQVan
+        "_ZN2ps3Van9ReceivingEv": 0x9475530,
+        "_ZN2ps3Van21ProcessAddNodeCommandEPNS_7MessageEPNS_4MetaES4_": 0x9486F90,
+        "_ZN3zmq8router_t13identify_peerEPNS_6pipe_tE": 0x948CA18,
+        "zmq_bind": 0x948E220,
+    }
+}
+_RECEIVE, _LOOP, _ADD_NODE, _IDENTIFY, _BIND = next(iter(_SLOTS.values()))
+_GET_IDENTITY = "_ZN3zmq6pipe_t12get_identityEv"
+#: zmq.h: frames above this size end their connection. Lengths in ps-lite are C ints. Without a limit, libzmq 4.2.2
+#: writes beyond a buffer for a frame that says 2^64-1 bytes (CVE-2019-6250).
+_ZMQ_MAXMSGSIZE = 22
+MAX_FRAME_BYTES = (1 << 31) - 1
+_PAGE = os.sysconf("SC_PAGESIZE")
+_READ, _WRITE = 1, 2  # PROT_READ, PROT_WRITE in sys/mman.h
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
+
+#: Time and line with which dmlc's errors begin.
+_SOURCE = re.compile(r"^\[[0-9:]{8}\] \S+: ")
+
+Check = Callable[[Message], None]
+CheckIdentity = Callable[[bytes], None]
+#: Called with the reason, the sender's ps-lite id and facts for the log; it ends the process.
+Refuse = Callable[..., NoReturn]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What looks at a process's traffic, and what ends it."""
+
+    identity: CheckIdentity
+    refuse: Refuse
+    message: Check | None = None
+    add_node: Check | None = None
+
+
+def require_known(path: Path) -> dict[str, int]:
+    """Return the slots of this build of libmxnet.so.
+
+    Raises:
+        EngineError: it is another build: nothing is known of its memory, so nothing could be guarded.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest not in _SLOTS:
+        raise EngineError(
+            f"libmxnet.so must have SHA-256 {' or '.join(_SLOTS)}, got {digest}; the guard of the servers knows the "
+            "memory of no other build: install what node/requirements.txt locks (mxnet 1.9.1 for x86-64)"
+        )
+    return _SLOTS[digest]
+
+
+class Interposer:
+    """The hooks of one process; keep it for as long as the process lives."""
+
+    def __init__(self, library: Any, path: Path, hooks: Hooks) -> None:
+        """Hook into `library`, loaded by ctypes from `path`; do it before MXNet's first connection.
+
+        Raises:
+            EngineError: another build, or its slots do not hold what they should.
+        """
+        self._hooks, self._library = hooks, library
+        self._slots = require_known(path)
+        self._kept: list[Any] = []
+        self._receiving: dict[int, int] = {}
+        self._base = _mapping(lambda start, _, name: name == str(path))[0]
+        self._bind = self._replace(_BIND, self._on_bind, ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
+        self._identify = self._replace(_IDENTIFY, self._on_peer, ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+        if hooks.message is not None:
+            self._receive = self._replace(_RECEIVE, self._on_message, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+            self._loop = self._replace(_LOOP, self._on_loop, None, ctypes.c_void_p)
+            self._end_loudly()
+        if hooks.add_node is not None:
+            pointers = (ctypes.c_void_p,) * 4
+            self._add_node = self._replace(_ADD_NODE, self._on_add_node, None, *pointers)
+
+    def _replace(self, symbol: str, function: Callable[..., Any], result: Any, *arguments: Any) -> Any:
+        """Point a slot at `function`; return the original."""
+        kind = ctypes.CFUNCTYPE(result, *arguments)
+        original = _address(self._library, symbol)
+        slot = self._base + self._slots[symbol]
+        held = ctypes.c_void_p.from_address(slot)
+        if held.value != original and not self._is_unbound(held.value):
+            raise EngineError(f"libmxnet.so holds another function than {symbol} where the guard would be")
+        callback = kind(function)
+        self._kept.append(callback)
+        _write(slot, ctypes.cast(callback, ctypes.c_void_p).value or 0)
+        return kind(original)
+
+    def _is_unbound(self, value: int | None) -> bool:
+        """Whether this is an address within the library: an unbound slot leads to its linkage table."""
+        return value is not None and self._base <= value < self._base + min(self._slots.values())
+
+    def _on_bind(self, receiver: int, endpoint: bytes) -> int:
+        limit = ctypes.c_int64(MAX_FRAME_BYTES)
+        self._library.zmq_setsockopt(
+            ctypes.c_void_p(receiver), _ZMQ_MAXMSGSIZE, ctypes.byref(limit), ctypes.c_size_t(ctypes.sizeof(limit))
+        )
+        return int(self._bind(receiver, endpoint))
+
+    def _on_peer(self, router: int, pipe: int) -> bool:
+        try:
+            if not self._identify(router, pipe):
+                return False  # nothing said yet, or a second connection with an identity that is connected
+            held = ctypes.c_void_p()
+            self._library[_GET_IDENTITY](ctypes.byref(held), ctypes.c_void_p(pipe))
+            identity = messages.text(held.value or 0)
+            try:
+                self._hooks.identity(identity)
+            except RefusedError as error:
+                self._hooks.refuse(str(error), messages.ANONYMOUS)
+        except BaseException as error:  # ctypes would drop it
+            self._hooks.refuse(f"the guard failed: {type(error).__name__}: {error}", messages.ANONYMOUS)
+        return True
+
+    def _on_loop(self, van: int) -> None:
+        """Be a Python function around the receiver.
+
+        It is a native thread: entering Python anew for every message would set up a thread's state each time, which
+        costs more than all checks.
+        """
+        self._loop(van)
+
+    def _on_message(self, van: int, address: int) -> int:
+        thread = threading.get_ident()
+        self._receiving[thread] = address
+        size = int(self._receive(van, address))
+        del self._receiving[thread]
+        if size >= 0 and self._hooks.message is not None:
+            self._look(address, self._hooks.message)
+        return size
+
+    def _on_add_node(self, van: int, address: int, nodes: int, recovered: int) -> None:
+        if self._hooks.add_node is not None:
+            self._look(address, self._hooks.add_node)
+        self._add_node(van, address, nodes, recovered)
+
+    def _look(self, address: int, check: Check) -> None:
+        sender, facts = messages.ANONYMOUS, {}
+        try:
+            sender = messages.sender_of(address)
+            message = messages.read_message(address)
+            facts = {"head": message.head, "control": message.control, "size": len(message.body)}
+            check(message)
+        except (RefusedError, messages.MalformedError) as error:
+            self._hooks.refuse(str(error), sender, **facts)
+        except BaseException as error:  # ctypes would drop it, and the message would be followed
+            self._hooks.refuse(f"the guard failed: {type(error).__name__}: {error}", sender)
+
+    def _end_loudly(self) -> None:
+        """Say who sent what ps-lite cannot even read: it throws an error that nobody catches."""
+        runtime = ctypes.CDLL("libstdc++.so.6")
+        handler = ctypes.CFUNCTYPE(None)(self._on_terminate)
+        self._kept.append(handler)
+        runtime._ZSt13set_terminatePFvvE(handler)
+
+    def _on_terminate(self) -> None:
+        reason = _SOURCE.sub("", _what().partition("Stack trace:")[0].strip()) or "an error of unknown kind"
+        address = self._receiving.get(threading.get_ident())
+        if address is None:
+            os.write(2, f"\nMXNetError: {' '.join(reason.split())[:300]}\n".encode())
+            os._exit(EXIT_NATIVE)
+        self._hooks.refuse(f"a message was not ps-lite's: {reason}", messages.sender_of(address))
+
+
+#: sysexits.h, EX_SOFTWARE: MXNet's native code gave up.
+EXIT_NATIVE = 70
+
+
+def _address(library: Any, symbol: str) -> int:
+    return ctypes.cast(library[symbol], ctypes.c_void_p).value or 0
+
+
+def _mapping(wanted: Callable[[int, int, str], bool]) -> tuple[int, str]:
+    """Return start and rights of this process's first mapping that is wanted, by its start, end and file."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, rights, *rest = line.split(maxsplit=5)
+        start, end = (int(edge, 16) for edge in span.split("-"))
+        if wanted(start, end, rest[3] if len(rest) > 3 else ""):
+            return start, rights
+    raise EngineError("libmxnet.so must be mapped from its file, which /proc/self/maps does not show")
+
+
+def _write(slot: int, value: int) -> None:
+    """Write a pointer into a table that the loader may have made read-only (RELRO)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = ctypes.c_void_p(slot & -_PAGE)
+    protected = "w" not in _mapping(lambda start, end, _: start <= slot < end)[1]
+    if protected and libc.mprotect(page, ctypes.c_size_t(_PAGE), _READ | _WRITE):
+        raise EngineError(f"cannot guard libmxnet.so: mprotect: {os.strerror(ctypes.get_errno())}")
+    ctypes.c_void_p.from_address(slot).value = value
+    if protected and libc.mprotect(page, ctypes.c_size_t(_PAGE), _READ):
+        raise EngineError(f"cannot guard libmxnet.so: mprotect: {os.strerror(ctypes.get_errno())}")
+
+
+def _what() -> str:
+    """Return the text of the C++ error that is ending this process: `std::exception::what`, where it is one."""
+    runtime = ctypes.CDLL("libstdc++.so.6")
+    runtime.__cxa_current_exception_type.restype = ctypes.c_void_p
+    kind = runtime.__cxa_current_exception_type()
+    if not kind:
+        return ""
+    name = ctypes.c_char_p.from_address(kind + _POINTER).value or b""
+    if name != b"N4dmlc5ErrorE" and not name.startswith(b"St"):
+        return name.decode("ascii", "replace")
+    thrown = ctypes.c_void_p()
+    runtime._ZSt17current_exceptionv(ctypes.byref(thrown))  # std::exception_ptr is one pointer, to the object
+    table = ctypes.c_void_p.from_address(thrown.value or 0).value or 0
+    # Itanium C++ ABI: two destructors stand before the first other virtual function.
+    what = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(
+        ctypes.c_void_p.from_address(table + 2 * _POINTER).value or 0
+    )
+    return (what(thrown.value) or b"").decode("utf-8", "replace")

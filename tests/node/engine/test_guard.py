@@ -1,0 +1,203 @@
+"""Real clusters, attacked from within by an admitted peer: vanilla MXNet as the control, then the guard."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAYLOADS = Path(__file__).resolve().parents[2] / "attacks/payloads"
+sys.path.insert(0, str(PAYLOADS))
+
+import peer as attacker  # noqa: E402
+from peer import RogueWorker  # noqa: E402
+
+EXIT_REFUSED = 77
+MakeCluster = Callable[..., Any]
+PICKLE = "cos\nmkdir\n(S'{marker}'\ntR."
+WAITING = """
+import os, time
+import mxnet as mx
+kv = mx.kv.create("dist_async")
+kv.init(0, mx.nd.zeros(4))
+kv.set_optimizer(mx.optimizer.SGD(learning_rate=1.0))
+out = mx.nd.zeros(4)
+kv.push(0, mx.nd.ones(4))
+kv.pull(0, out=out)
+mx.nd.waitall()
+print("READY", flush=True)
+while not os.path.exists(os.environ["CHECKPOINT_DIR"] + "/go"):
+    time.sleep(0.02)
+kv.push(0, mx.nd.ones(4))
+kv.pull(0, out=out)
+print("WEIGHTS", out.asnumpy().tolist(), flush=True)
+"""
+
+
+def go_on(job: Any) -> None:
+    folder = job.root / "checkpoints/test-job"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "go").touch()
+
+
+def assert_refused(job: Any, name: str, sender: str, reason: str) -> None:
+    """The launcher has ended, and said who sent what: as an event, and as the cause that the agent reports."""
+    assert job.wait(name, timeout=60) == {name: EXIT_REFUSED}, job.logs()
+    (event,) = job.events(name, "command_refused")
+    assert (event["security"], event["sender"], event["fatal"]) == (True, sender, True)
+    assert reason in event["reason"]
+    last = [line for line in job.log(name).splitlines() if line.strip() and not line.startswith("{")][-1]
+    assert last.startswith(f"RefusedError: {sender}: ")
+    assert reason in last
+
+
+def wait_until(condition: Callable[[], bool], job: Any, timeout: float = 30) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, job.logs()
+        time.sleep(0.05)
+
+
+#: Arguments of the payload, what it does to vanilla, and what the guard says. {marker} is a path.
+COMMANDS: dict[str, tuple[list[str], Callable[[Any, Path], bool], str]] = {
+    "0, a pickle": (
+        ["0", "cos\nmkdir\n(S'{marker}'\ntR."],
+        lambda _, marker: marker.is_dir(),
+        "the body of command 0 (controller) must be a JSON object, got",
+    ),
+    "1, multi-precision": (
+        ["1", "", "--dtype", "float16"],
+        lambda job, _: died(job, "server0") or trained_wrong(job.log("worker1")),
+        "command 1 (multi-precision) needs an optimizer that was set with multi_precision=True",
+    ),
+    "2, stop": (
+        ["2", ""],
+        lambda job, _: "ACKNOWLEDGED" in job.log("worker1") and hangs(job),
+        "command 2 (stop) is allowed to worker 0",
+    ),
+    "3, sync mode": (
+        ["3", "", "--kvstore", "dist_async"],
+        lambda job, _: "ACKNOWLEDGED" in job.log("worker1") and hangs(job),
+        "command 3 (sync mode) is allowed to worker 0",
+    ),
+    "4, compression": (
+        ["4", "junk"],
+        lambda job, _: died(job, "server0"),
+        "command 4 (gradient compression) is allowed to worker 0",
+    ),
+    "5, the profiler": (
+        ["5", "filename:profile.json,profile_all:10", "11", "13"],
+        lambda job, _: (job.root / "server0/rank0_profile.json").exists(),
+        "command 5 (profiler) is allowed to nobody",
+    ),
+}
+
+
+def died(job: Any, name: str) -> bool:
+    return job.processes[name].poll() is not None
+
+
+def trained_wrong(log: str) -> bool:
+    """Two workers have pushed a one twice, at a learning rate of 1."""
+    return "WEIGHTS" in log and "WEIGHTS [-4.0, -4.0, -4.0, -4.0]" not in log
+
+
+def hangs(job: Any) -> bool:
+    """The gradient of worker 0 is never answered."""
+    time.sleep(2)
+    return "WEIGHTS" not in job.log("worker0") and job.processes["worker0"].poll() is None
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_a_command_that_works_on_vanilla_is_refused_and_names_its_sender(
+    cluster: MakeCluster, tmp_path: Path, case: str
+) -> None:
+    arguments, succeeded, reason = COMMANDS[case]
+    jobs = []
+    for name in ("vanilla", "guarded"):
+        marker = tmp_path / f"{name}-executed"
+        args = tuple(argument.format(marker=marker) for argument in arguments)
+        jobs.append((cluster(code=PAYLOADS, entry="command.py", args=args, servers=1), marker))
+    (vanilla, marker), (guarded, unmade) = jobs
+    vanilla.start_vanilla()
+    guarded.start()
+    assert_refused(guarded, "server0", "worker 1", reason)
+    assert "ACKNOWLEDGED" not in guarded.log("worker1")
+    assert not unmade.exists()
+    assert list((guarded.root / "server0").iterdir()) == []
+    wait_until(lambda: succeeded(vanilla, marker), vanilla)
+
+
+def address(job: Any, name: str) -> tuple[str, int]:
+    env = job.launches[name]["env"]
+    return env["DMLC_NODE_HOST"], int(env["PORT"])
+
+
+ELSEWHERE = attacker.node(role=1, id=9, hostname=b"127.0.0.1", port=1, is_recovery=0, customer_id=0)
+REQUEST = {"request": 1, "app_id": 0, "customer_id": 0, "timestamp": 0}
+#: Whom a worker attacks, the frames that it sends, what becomes of vanilla, and what the guard says.
+MESSAGES: dict[str, tuple[str, tuple[bytes, ...], Callable[[Any], bool], str]] = {
+    "the end of a server": (
+        "server0",
+        (attacker.meta(control=attacker.control(attacker.TERMINATE)),),
+        lambda job: hangs(job),
+        "control message 1 must come from the node itself",
+    ),
+    "another address for worker 0": (
+        "server0",
+        (attacker.meta(control=attacker.control(attacker.ADD_NODE, ELSEWHERE)),),
+        lambda job: hangs(job),
+        "control message 2 must come from the scheduler",
+    ),
+    "an answer that nobody asked for": (
+        "server0",
+        (attacker.meta(**REQUEST | {"request": 0, "timestamp": 1 << 30}),),
+        lambda job: died(job, "server0"),
+        "a message to a server must be a request of a KVStore, got another kind",
+    ),
+    "rows that are not there": (
+        "server0",
+        (attacker.meta(head=1, pull=1, **REQUEST), attacker.keys(0, 1 << 30), b""),
+        lambda job: died(job, "server0"),
+        "key 0 must be used as it was initialised, got row-sparse messages of type 0",
+    ),
+    "no protobuf": (
+        "scheduler0",
+        (b"\xff\xff garbage",),
+        lambda job: died(job, "scheduler0"),
+        "a message was not ps-lite's: Check failed: pb.ParseFromArray",
+    ),
+    "an empty frame": (
+        "scheduler0",
+        (b"",),
+        lambda job: died(job, "scheduler0"),
+        "the scheduler takes no commands and no data",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_a_message_that_harms_vanilla_ends_the_job_with_the_name_of_its_sender(cluster: MakeCluster, case: str) -> None:
+    name, frames, harmed, reason = MESSAGES[case]
+    vanilla, guarded = (cluster(script=WAITING, servers=1) for _ in range(2))
+    rogues = []
+    for job in (vanilla, guarded):
+        if job is vanilla:
+            job.start_vanilla("scheduler0", "server0", "worker0")
+        else:
+            job.start("scheduler0", "server0", "worker0")
+    try:
+        for job in (vanilla, guarded):
+            rogue = RogueWorker(address(job, "scheduler0"), address(job, "worker1"), 1)
+            rogues.append(rogue)
+            job.wait_for("worker0", "READY")
+            peer = rogue.to_scheduler if name == "scheduler0" else rogue.dial(address(job, name))
+            peer.send(*frames)
+        assert_refused(guarded, name, "worker 1", reason)
+        go_on(vanilla)
+        wait_until(lambda: harmed(vanilla), vanilla)
+    finally:
+        for rogue in rogues:
+            rogue.close()
