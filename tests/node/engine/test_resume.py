@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.node.engine.conftest import ROOT
 
 EXAMPLE = ROOT / "examples/resume"
@@ -29,30 +30,76 @@ def losses(log: str) -> dict[int, str]:
     return {int(epoch): loss for epoch, loss in re.findall(r"epoch (\d+)/\d+ loss (\S+)", log)}
 
 
+def start(job: Any) -> list[str]:
+    """Start what the job needs: without servers only the worker joins nobody."""
+    names = ["worker0"] if "local" in job.args else list(job.launches)
+    job.start(*names)
+    return names
+
+
 def finish(job: Any) -> None:
-    job.start()
-    assert set(job.wait(timeout=60).values()) == {0}, job.logs()
+    assert set(job.wait(*start(job), timeout=60).values()) == {0}, job.logs()
 
 
-def interrupted_and_whole(cluster: MakeCluster, **settings: Any) -> tuple[Any, Any, Any, int]:
+def interrupted_and_whole(
+    cluster: MakeCluster, arguments: Callable[[int], tuple[str, ...]], **settings: Any
+) -> tuple[Any, Any, Any, int]:
     """Run a job, kill all of it after its second epoch, let another job go on for three more; then a whole one."""
-    killed = cluster(args=("--epochs", "1000"), seed=SEED, **settings)
-    killed.start()
+    killed = cluster(args=arguments(1000), seed=SEED, **settings)
+    start(killed)
     killed.wait_for("worker0", "step-00000002")
     killed.stop()
     kept = killed.root / "checkpoints/test-job"
     last = int(saved(kept)[-1].removeprefix("step-"))
-    arguments = ("--epochs", str(last + 3))
-    resumed, whole = (cluster(args=arguments, seed=SEED, **settings) for _ in range(2))
+    resumed, whole = (cluster(args=arguments(last + 3), seed=SEED, **settings) for _ in range(2))
     shutil.copytree(kept, resumed.root / "checkpoints/test-job", symlinks=True)
     finish(resumed)
     finish(whole)
     return killed, resumed, whole, last
 
 
+MODULE = """
+import sys
+import mxnet as mx, numpy as np
+from holdfast_node.checkpointing import Checkpoints
+data = mx.sym.BatchNorm(mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=8, name="fc"), name="bn")
+net = mx.sym.FullyConnected(mx.sym.Dropout(data, p=0.2), num_hidden=2, name="out")
+module = mx.mod.Module(mx.sym.SoftmaxOutput(net, name="softmax"))
+points = np.random.RandomState(0).randn(96, 4).astype("float32")
+batches = mx.io.NDArrayIter(points, (points[:, 0] > 0).astype("float32"), batch_size=16)
+settings = {"learning_rate": 0.1, "momentum": 0.9, "lr_scheduler": mx.lr_scheduler.FactorScheduler(8, 0.9, base_lr=0.1)}
+metric = mx.metric.create("ce")
+checkpoints = Checkpoints(best_metric="cross-entropy")
+store = mx.kv.create(sys.argv[2])
+training = checkpoints.for_module(module, kvstore=store, metrics=lambda: dict([metric.get_global()]))
+def report(epoch, *_):
+    print(f"epoch {epoch + 1}/0 loss {metric.get_global()[1]!r}", flush=True)
+module.fit(batches, num_epoch=int(sys.argv[1]), optimizer="sgd", optimizer_params=settings, eval_metric=metric,
+           **training.fit_arguments(report))
+"""
+
+
+@pytest.mark.parametrize("kvstore", ["dist_sync", "local"])
+def test_a_killed_module_resumes_to_the_same_parameters_and_losses(cluster: MakeCluster, kvstore: str) -> None:
+    """SGD with momentum and a schedule, on a server or in the worker (whose states are by name)."""
+    killed, resumed, whole, last = interrupted_and_whole(
+        cluster, lambda epochs: (str(epochs), kvstore), script=MODULE, workers=1, servers=1
+    )
+    directories = [job.root / "checkpoints/test-job" for job in (resumed, whole)]
+    ends = [digests(directory, last + 3) for directory in directories]
+    assert ends[0] == ends[1] and set(ends[0]) == {"parameters.params"}
+    first, second, uncut = (losses(job.log("worker0")) for job in (killed, resumed, whole))
+    assert sorted(second) == [last + 1, last + 2, last + 3]
+    assert {**first, **second}.items() >= uncut.items()
+    states = {"dist_sync": {"states", "states.server0.npz"}, "local": {"states.npz"}}[kvstore]
+    assert states < {path.name for path in (directories[0] / "latest").iterdir()}
+
+
 def test_a_killed_job_resumes_to_the_same_parameters_and_losses(cluster: MakeCluster) -> None:
     """The example: Adam on two servers, a schedule; each worker has its own running means, dropout and order."""
-    killed, resumed, whole, last = interrupted_and_whole(cluster, code=EXAMPLE)
+    killed, resumed, whole, last = interrupted_and_whole(
+        cluster, lambda epochs: ("--epochs", str(epochs)), code=EXAMPLE
+    )
     directories = [job.root / "checkpoints/test-job" for job in (resumed, whole)]
     ends = [digests(directory, last + 3) for directory in directories]
     assert ends[0] == ends[1] and set(ends[0]) == {"parameters.params", "worker1.params"}

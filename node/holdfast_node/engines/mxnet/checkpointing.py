@@ -211,6 +211,8 @@ class Checkpoints:
         failed, digest = "", ""
         try:
             digest = self._write_own(store.draft_path(self.directory, draft), training, mx)
+        except FileNotFoundError:  # worker 0 has given the draft up
+            failed = "the log of worker 0 says why"
         except Exception as error:  # whatever it is, the others wait at the next meeting
             failed = f"{type(error).__name__}: {error}"
         training.workers.meet()
