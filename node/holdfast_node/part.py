@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from holdfast_node import signing
+from holdfast_node.admission import admit_peers
 from holdfast_node.contract.documents import JobDocument, NodeConfig, NodeResult, Peer, Rendezvous
 from holdfast_node.contract.layout import NodePaths
 from holdfast_node.contract.roles import Role
@@ -147,6 +148,7 @@ class Part:
         write_private(paths.stunnel_config, config)
         if cause := identity_lost():
             return EXIT_LOST, cause
+        admit_peers(node.services, paths, self._rendezvous)
         with self._tls_files:  # until it listens it may still be reading them
             node.services.start("tunnel")
             await_listener(me.address, ports[me.role], "the tunnel", TUNNEL_SECONDS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from holdfast_node.contract.documents import Peer
-from holdfast_node.contract.roles import Role
+from holdfast_node.contract.roles import Role, peer_port
 
 _LOG = logging.getLogger("holdfast")
 _ESTABLISHED, _SYN_SENT = "01", "02"  # include/net/tcp_states.h
@@ -46,7 +46,9 @@ class Reachability:
     """Knows since when each peer has left something unanswered. Feed it `look`s; it holds no clock."""
 
     def __init__(self, me: Peer, peers: Iterable[Peer], ports: dict[Role, int], limit_seconds: float) -> None:
-        self._own = (me.address, ports[me.role])
+        peers = tuple(peers)
+        # Where the tunnel accepts: behind the firewall at a port for each peer, without one at the role's.
+        self._own = {(me.address, port) for port in (ports[me.role], *(peer_port(p.role, p.rank) for p in peers))}
         self._dialled = {(peer.address, ports[peer.role]): peer for peer in peers}
         self._addresses = {peer.address: peer for peer in self._dialled.values()}
         self._limit_seconds = limit_seconds
@@ -81,7 +83,7 @@ class Reachability:
     def _peer(self, connection: Connection) -> Peer | None:
         if dialled := self._dialled.get(connection.remote):
             return dialled
-        return self._addresses.get(connection.remote[0]) if connection.local == self._own else None
+        return self._addresses.get(connection.remote[0]) if connection.local in self._own else None
 
 
 def _name(peer: Peer) -> str:

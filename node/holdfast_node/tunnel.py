@@ -3,7 +3,9 @@
 The trainer binds and dials only overlay addresses. stunnel accepts on the node's real address at its role's port
 and forwards to the overlay; it accepts on the overlay addresses of the peers and carries what the trainer dials
 there to the peers' real addresses. Both directions check the peer's exact name, so a certificate of the right
-role from a node that is not in this job is refused. With the tunnel gone nothing flows (docs/adr/0002).
+role from a node that is not in this job is refused. Inbound each peer has a service of its own, to which the firewall
+leads its address and no other: name and address hold together. With the tunnel gone nothing flows (docs/adr/0002,
+0011).
 
 Options: https://www.stunnel.org/static/stunnel.html (5.58 on Amazon Linux 2023 and later).
 """
@@ -16,14 +18,24 @@ from pathlib import Path
 from holdfast_node.contract.documents import Peer, Rendezvous
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.layout import NodePaths
-from holdfast_node.contract.roles import Role, node_name
+from holdfast_node.contract.roles import Role, node_name, peer_port
 
 # What stunnel logs at level 6 (info), each line with its connection's number in brackets: which service accepted it,
 # which expected name its certificate matched, and that the handshake succeeded.
-_ACCEPTED = re.compile(r"LOG\d\[(\d+)\]: Service \[in\] accepted connection")
+_ACCEPTED = re.compile(r"LOG\d\[(\d+)\]: Service \[(?:in|from-[a-z]+-\d+)\] accepted connection")
 _MATCHED = re.compile(r'LOG\d\[(\d+)\]: CERT: Host name "[^"]*" matched with "([^"]*)"')
 _NEGOTIATED = re.compile(r"LOG\d\[(\d+)\]: TLS accepted: new session negotiated")
 
+#: A peer that vanishes is noticed by the wire within 5 + 3 x 2 s; stunnel knows no TCP_USER_TIMEOUT, so data that
+#: nobody acknowledges is the agent's to notice (`reachability`). Both ends of every connection ask.
+_KEEPALIVE = "\n".join(
+    f"socket = {end}:{option}"
+    for end in "lr"
+    for option in ("SO_KEEPALIVE=1", "TCP_KEEPIDLE=5", "TCP_KEEPINTVL=2", "TCP_KEEPCNT=3")
+)
+
+# TIMEOUTbusy bounds a handshake and every wait for the rest of a TLS record (slow-loris); TIMEOUTidle must outlast the
+# longest step of a job that says nothing: the watchdogs, not this, notice a peer that hangs.
 _GLOBAL = """\
 foreground = yes
 pid =
@@ -41,6 +53,7 @@ requireCert = yes
 socket = l:TCP_NODELAY=1
 socket = r:TCP_NODELAY=1
 socket = a:SO_REUSEADDR=1
+{keepalive}
 TIMEOUTbusy = 10
 TIMEOUTconnect = 5
 TIMEOUTidle = 86400
@@ -56,7 +69,9 @@ def stunnel_config(*, cluster: str, me: Peer, rendezvous: Rendezvous, ports: dic
     """
     peers = rendezvous.dialled_by(me.role)  # DIALS is symmetric: who dials me is whom I dial
     lines = [
-        _GLOBAL.format(tls=paths.tls),
+        _GLOBAL.format(tls=paths.tls, keepalive=_KEEPALIVE),
+        # Nobody reaches this one through the node's firewall. It holds the role's port, and is all that hosts
+        # without a firewall have (one machine without network namespaces).
         "[in]",
         f"accept = {me.address}:{ports[me.role]}",
         f"connect = {me.overlay}:{ports[me.role]}",
@@ -65,6 +80,11 @@ def stunnel_config(*, cluster: str, me: Peer, rendezvous: Rendezvous, ports: dic
     for peer in peers:
         name = node_name(cluster, peer.role, peer.instance_id)
         lines += [
+            "",
+            f"[from-{peer.role}-{peer.rank}]",
+            f"accept = {me.address}:{peer_port(peer.role, peer.rank)}",
+            f"connect = {me.overlay}:{ports[me.role]}",
+            f"checkHost = {name}",
             "",
             f"[to-{peer.role}-{peer.rank}]",
             "client = yes",

@@ -1,15 +1,37 @@
 """The node's rules in a network namespace of the test's own: which uid reaches what."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from holdfast_node.contract.documents import Peer, Rendezvous
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.layout import UIDS, User
-from holdfast_node.contract.roles import DEFAULT_PORTS, Role, Serving
-from holdfast_node.firewall import apply, ruleset
+from holdfast_node.contract.roles import (
+    DEFAULT_PORTS,
+    FIRST_PEER_PORT,
+    LAST_PEER_PORT,
+    MAX_NODES_PER_ROLE,
+    Role,
+    Serving,
+    peer_port,
+)
+from holdfast_node.firewall import admission, apply, read_peers, ruleset
+
+RENDEZVOUS = Rendezvous(
+    job_id="digits-1",
+    generation=1,
+    peers=tuple(
+        Peer(role=role, rank=0, instance_id=f"i-0000000{number}", address=f"10.0.0.{number}")
+        for number, role in enumerate(Role, start=1)
+    ),
+)
 
 # Connects as a uid and prints "open", "refused" or "dropped".
 PROBE = """
@@ -79,11 +101,54 @@ def test_uid_rule(case: str, outcomes: dict[str, str]) -> None:
     assert outcomes[case] == CASES[case][2]
 
 
-def test_only_the_own_role_s_port_is_open_to_peers() -> None:
+def test_only_connections_to_the_own_role_s_port_come_in_and_only_at_their_peer_s() -> None:
     rules = ruleset(role=Role.WORKER, ports=DEFAULT_PORTS, uids=UIDS)
     inbound = [line.strip() for line in rules.splitlines() if "jump peer" in line]
-    assert inbound == ["tcp dport 9093 ct state new jump peer"]
+    assert inbound == ["tcp dport 61000-61300 ct original proto-dst 9093 ct state new jump peer"]
+    assert "iif != lo tcp dport 9093 redirect to : ip saddr map @admitted" in rules
     assert "policy drop" in rules
+
+
+def test_the_job_s_peers_that_dial_this_role_are_admitted_each_at_its_own_port() -> None:
+    commands = admission(role=Role.SERVER, rendezvous=RENDEZVOUS)
+    assert commands.splitlines() == [
+        "flush map inet holdfast admitted",
+        "add element inet holdfast admitted { 10.0.0.1 : 61000, 10.0.0.3 : 61151 }",
+    ]
+
+
+def test_peer_ports_are_distinct_and_above_what_the_kernel_gives_to_connections() -> None:
+    ranks = {Role.SCHEDULER: range(1), Role.SERVER: range(MAX_NODES_PER_ROLE), Role.WORKER: range(MAX_NODES_PER_ROLE)}
+    ports = [peer_port(role, rank) for role in Role for rank in ranks[role]]
+    assert len(set(ports)) == len(ports)
+    assert min(ports) == FIRST_PEER_PORT > 60999
+    assert max(ports) == LAST_PEER_PORT < 65536
+
+
+def _link(path: Path) -> None:
+    (path.parent / "elsewhere").write_bytes(RENDEZVOUS.to_json())
+    path.symlink_to("elsewhere")
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda path: None, "cannot read peers.json: No such file or directory; the agent writes it for a job"),
+    "a link": (_link, "cannot read peers.json: Too many levels of symbolic links"),
+    "a directory": (Path.mkdir, "peers.json must be a plain file"),
+    "a pipe": (os.mkfifo, "peers.json must be a plain file"),
+    "too much": (lambda path: path.write_bytes(b" " * ((1 << 20) + 1)), "must have at most 1048576 bytes"),
+    "no JSON": (lambda path: path.write_bytes(b"root:*:1"), "Rendezvous is not valid JSON"),
+    "an element of nft's": (
+        lambda path: path.write_bytes(RENDEZVOUS.to_json().replace(b"10.0.0.3", b"10.0.0.3 : 22, 0.0.0.0/0")),
+        "address must be a host's IPv4 address",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_root_refuses_what_is_no_rendezvous(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    make(tmp_path / "peers.json")
+    with pytest.raises(HoldfastError, match=re.escape(message)):
+        read_peers(tmp_path / "peers.json")
 
 
 def test_bad_rules_are_refused_with_nft_s_own_words() -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -120,7 +121,12 @@ class Init:
         for service in table:
             if service.user is None:
                 self.tell({"event": "service", "name": service.name, "state": "skipped: no namespaces"})
-        return [service for service in table if service.user is not None]
+        # What waits for a request is answered: whoever asks waits for its end.
+        return [
+            replace(service, argv=("true",), user=User.AGENT) if service.user is None else service
+            for service in table
+            if service.user is not None or service.waits_for_request
+        ]
 
     def _environment(self, service: Service) -> dict[str, str]:
         homes = {User.AGENT: self._paths.state, User.TRAINER: self._paths.work}

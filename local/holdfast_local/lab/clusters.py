@@ -18,7 +18,7 @@ from holdfast_local.lab.network import OPEN_GROUP, Network, role_group
 from holdfast_node.contract.documents import CodeArchive, JobDocument, Peer, Rendezvous
 from holdfast_node.contract.layout import UIDS, NodePaths, User
 from holdfast_node.contract.roles import DEFAULT_PORTS, Role
-from holdfast_node.firewall import ruleset
+from holdfast_node.firewall import admission, ruleset
 from holdfast_node.tunnel import stunnel_config, write_private
 
 CLUSTER = "lab"
@@ -182,8 +182,9 @@ class HoldfastCluster(Cluster):
         super().start(*names)
 
     def firewall(self, name: str) -> None:
-        """Set a node's rules, as its firewall service does."""
-        rules = ruleset(role=self.peers[name].role, ports=self.ports, uids=UIDS)
+        """Set a node's rules and admit its peers, as its firewall and peers services do."""
+        role = self.peers[name].role
+        rules = ruleset(role=role, ports=self.ports, uids=UIDS) + admission(role=role, rendezvous=self.rendezvous)
         done = self.host(name).run(["nft", "-f", "-"], stdin=rules)
         if done.returncode:
             raise LabError(f"nft refused the rules of {name}: {done.stderr}")

@@ -56,6 +56,11 @@ class NodePaths:
         return self.tls / "stunnel.conf"
 
     @property
+    def peers(self) -> Path:
+        """The `Rendezvous` whose peers the node's firewall is to admit; the `peers` service reads it."""
+        return self.state / "peers.json"
+
+    @property
     def job(self) -> Path:
         """The verified job: `code/` and `launch.json`; the trainer reads it and cannot write it."""
         return self.root / "var/lib/holdfast/job"

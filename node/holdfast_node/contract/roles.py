@@ -63,6 +63,18 @@ def overlay_address(role: Role, rank: int) -> str:
     return f"127.77.{_OVERLAY_THIRD_OCTET[role]}.{1 if role is Role.SCHEDULER else 249 - rank}"
 
 
+#: Where tunnels accept: one port for each peer, to which only the node's firewall leads, by the peer's address
+#: (docs/adr/0011). Above Linux's ephemeral ports (32768-60999, net.ipv4.ip_local_port_range), so none can be taken
+#: by a connection that a node opens.
+FIRST_PEER_PORT, LAST_PEER_PORT = 61000, 61000 + 2 * MAX_NODES_PER_ROLE
+
+
+def peer_port(role: Role, rank: int) -> int:
+    """Return the port at which every node's tunnel accepts the peer with this role and rank, and nobody else."""
+    offset = {Role.SCHEDULER: 0, Role.SERVER: 1, Role.WORKER: 1 + MAX_NODES_PER_ROLE}[role]
+    return FIRST_PEER_PORT + offset + rank
+
+
 def role_name(cluster: str, role: NodeRole) -> str:
     """Return the DNS name that every node of a role carries in its certificate."""
     return f"{role}.{cluster}.{DOMAIN}"

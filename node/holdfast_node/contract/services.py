@@ -5,6 +5,9 @@ starts the others as their user when `waits_for_request` is false or when the ag
 `NodePaths.start_request(name)`, and writes `NodePaths.exit_record(name)` when one has ended. When the agent creates
 `NodePaths.reload_request(name)`, it removes that file and sends SIGHUP to the main process of a service that reloads;
 one that does not run is not started: it reads its files when it starts.
+
+`peers` is the one root process after the boot: at the agent's request it admits a job's addresses, from a document
+that it parses as strictly as the agent did, and ends.
 """
 
 import sys
@@ -34,6 +37,12 @@ def services(paths: NodePaths, *, python: str = sys.executable, stunnel: str = "
     return (
         Service(name="firewall", argv=(python, "-m", "holdfast_node.firewall", *root), user=None, once=True),
         Service(name="agent", argv=(python, "-m", "holdfast_node.agent", *root), user=User.AGENT),
+        Service(
+            name="peers",
+            argv=(python, "-m", "holdfast_node.firewall", *root, "--admit-peers"),
+            user=None,
+            waits_for_request=True,
+        ),
         Service(
             name="tunnel",
             argv=(stunnel, str(paths.stunnel_config)),

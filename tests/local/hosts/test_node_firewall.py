@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from tests.local.hosts.lab import ROOT, Lab, Machine, bundle, machine_of
+from tests.local.hosts.lab import ROOT, Lab, Machine, bundle, machine_of, until
 
 from holdfast_node.contract.layout import User
 from holdfast_node.contract.roles import Role
@@ -16,6 +16,15 @@ try:
     print("open")
 except OSError as error:
     print(type(error).__name__)
+"""
+#: What the agent does for a job, as its user: leave the rendezvous and ask.
+ADMIT = """
+import json, pathlib
+peer = {"role": "scheduler", "rank": 0, "instance_id": "i-00000001", "address": "10.0.0.1"}
+worker = {"role": "worker", "rank": 0, "instance_id": "i-00000003", "address": "10.0.0.3"}
+document = {"job_id": "digits-1", "generation": 1, "peers": [peer, worker]}
+pathlib.Path("/var/lib/holdfast/agent/peers.json").write_text(json.dumps(document))
+pathlib.Path("/run/holdfast/start/peers").touch()
 """
 
 
@@ -36,6 +45,16 @@ def node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[Machine, st
 def test_the_firewall_is_set(node: tuple[Machine, str]) -> None:
     machine, instance = node
     assert "chain input" in machine.run(instance, "nft", "list", "table", "inet", "holdfast").stdout
+
+
+def test_the_agent_has_root_admit_a_job_s_peers_and_no_one_else_s(node: tuple[Machine, str]) -> None:
+    machine, instance = node
+    listed = ("nft", "list", "map", "inet", "holdfast", "admitted")
+    assert "elements" not in machine.run(instance, *listed).stdout
+    machine.python(instance, ADMIT, user=User.AGENT)
+    until(lambda: machine.host(instance)["services"].get("peers") == "exited 0", "the peers are admitted")
+    assert "elements = { 10.0.0.1 : 61000 }" in machine.run(instance, *listed).stdout
+    assert "elements" not in machine.run(instance, "nft", "list", "set", "inet", "holdfast", "peers").stdout
 
 
 @pytest.mark.parametrize(

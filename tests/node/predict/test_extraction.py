@@ -7,6 +7,7 @@ so that the page cannot promise more than there is.
 from pathlib import Path
 
 import pytest
+
 from benchmarks.extraction import Row, measure
 
 PYTHON = Path(__file__).resolve().parents[3] / ".venv-node/bin/python"
