@@ -31,6 +31,10 @@ LATEST = "latest"
 _TEMPORARY = ".tmp-"
 _PART = ".part-"
 _LOCK = ".lock"
+_POLL_SECONDS = 0.1
+#: How long a file server keeps the locks of a client that it has lost: 90 s with NFSv4 on Linux (nfsd(7), lease time),
+#: and a reserve. A process that ends takes its locks with it at once.
+LEASE_SECONDS = 120.0
 #: How long nothing was written to a part that counts as left behind: no write takes that long between two blocks.
 _PART_SECONDS = 3600
 #: What a file system says when it is full, a quota is used up, or a file is larger than it may be.
@@ -46,6 +50,7 @@ def save(
     retention: Retention = DEFAULT_RETENTION,
     metrics: Mapping[str, float] | None = None,
     draft: str | None = None,
+    patience: float = 0.0,
     clock: Callable[[], float] = time.time,
 ) -> Path:
     """Return the path of a new, complete checkpoint `directory/name`, on the disk and verified by its manifest.
@@ -57,6 +62,7 @@ def save(
         retention: which checkpoints stay afterwards; the others are removed, but for those that somebody holds.
         metrics: what the best ones are chosen by; values that are not finite are recorded as null.
         draft: the temporary directory is `draft_path(directory, draft)`, for other processes that write there too.
+        patience: how many seconds to wait for another writer to end: a lost node's lock outlives it (`LEASE_SECONDS`).
         clock: tells the time in seconds since the epoch.
 
     Raises:
@@ -69,7 +75,7 @@ def save(
     temporary = draft_path(directory, draft or secrets.token_hex(8))
     with _explained(directory, name):
         directory.mkdir(parents=True, exist_ok=True)
-        with _only_writer(directory):
+        with _only_writer(directory, patience):
             _remove_leftovers(directory, clock())
             target = directory / name
             _make_way(target)
@@ -211,15 +217,20 @@ def _full(what: str, directory: Path, error: OSError) -> CheckpointError:
 
 
 @contextlib.contextmanager
-def _only_writer(directory: Path) -> Iterator[None]:
+def _only_writer(directory: Path, patience: float) -> Iterator[None]:
     descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(
-                f"another process is writing a checkpoint in {directory}; only one worker should (kv.rank == 0)"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise CheckpointError(
+                        f"another process is writing a checkpoint in {directory}; only one worker should (kv.rank == 0)"
+                    ) from None
+            time.sleep(_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,16 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="another process is writing a checkpoint"):
             checkpoints.save(tmp_path, "one", write("1"))
     checkpoints.save(tmp_path, "one", write("1"))
+
+
+def test_a_writer_waits_for_the_lock_of_one_that_was_lost(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        freed = threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN))
+        freed.start()
+        checkpoints.save(tmp_path, "one", write("1"), patience=30)
+        freed.join()
+    assert names(tmp_path) == ["latest", "one"]
 
 
 def test_a_killed_writer_never_leaves_a_checkpoint_that_loads_wrong(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ points = np.random.RandomState(0).randn(96, 4).astype("float32")
 batches = mx.io.NDArrayIter(points, (points[:, 0] > 0).astype("float32"), batch_size=16)
 settings = {"learning_rate": 0.1, "momentum": 0.9, "lr_scheduler": mx.lr_scheduler.FactorScheduler(8, 0.9, base_lr=0.1)}
 metric = mx.metric.create("ce")
-checkpoints = Checkpoints(best_metric="cross-entropy")
+checkpoints = Checkpoints(best_metric="cross-entropy", keep_last=9)
 store = mx.kv.create(sys.argv[2])
 training = checkpoints.for_module(module, kvstore=store, metrics=lambda: dict([metric.get_global()]))
 def report(epoch, *_):
@@ -79,20 +79,59 @@ module.fit(batches, num_epoch=int(sys.argv[1]), optimizer="sgd", optimizer_param
 """
 
 
+RATES = """
+import sys
+import mxnet as mx, numpy as np
+from mxnet import autograd, gluon, nd
+from holdfast_node.checkpointing import Checkpoints
+net = gluon.nn.Dense(1, in_units=3)
+net.initialize(mx.init.Normal(0.1))
+trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.1, "momentum": 0.9}, kvstore="dist_sync",
+                        update_on_kvstore=sys.argv[2] == "servers")
+training = Checkpoints(keep_last=9).for_gluon(net, trainer)
+done = training.restore()
+for epoch in range(done + 1, int(sys.argv[1]) + 1):
+    trainer.set_learning_rate((0.1, 0.05, 0.1, 0.02, 0.1)[epoch - 1])
+    for _ in range(3):
+        data = nd.array(np.random.randn(8, 3))
+        with autograd.record():
+            loss = ((net(data) - data.sum(axis=1, keepdims=True)) ** 2).mean()
+        loss.backward()
+        trainer.step(16)
+    print(f"epoch {epoch}/0 loss {loss.asscalar()!r}", flush=True)
+    training.save(epoch, metrics={"loss": loss.asscalar()})
+"""
+
+
+def whole_and_resumed(cluster: MakeCluster, arguments: Callable[[int], tuple[str, ...]], **settings: Any) -> list[Any]:
+    """Run a job for five epochs; then another one from the checkpoint after the second."""
+    whole, resumed = (cluster(args=arguments(5), seed=SEED, **settings) for _ in range(2))
+    finish(whole)
+    directories = [job.root / "checkpoints/test-job" for job in (whole, resumed)]
+    shutil.copytree(directories[0] / "step-00000002", directories[1] / "step-00000002")
+    finish(resumed)
+    assert digests(directories[0], 5) == digests(directories[1], 5) != {}
+    first, second = (losses(job.log("worker0")) for job in (whole, resumed))
+    assert sorted(second) == [3, 4, 5] and second.items() <= first.items()
+    return directories
+
+
 @pytest.mark.parametrize("kvstore", ["dist_sync", "local"])
-def test_a_killed_module_resumes_to_the_same_parameters_and_losses(cluster: MakeCluster, kvstore: str) -> None:
-    """SGD with momentum and a schedule, on a server or in the worker (whose states are by name)."""
-    killed, resumed, whole, last = interrupted_and_whole(
+def test_a_module_resumes_to_the_same_parameters_and_losses(cluster: MakeCluster, kvstore: str) -> None:
+    """SGD with momentum and a schedule, on a server or in the worker's own store (whose states are by name)."""
+    directory, _ = whole_and_resumed(
         cluster, lambda epochs: (str(epochs), kvstore), script=MODULE, workers=1, servers=1
     )
-    directories = [job.root / "checkpoints/test-job" for job in (resumed, whole)]
-    ends = [digests(directory, last + 3) for directory in directories]
-    assert ends[0] == ends[1] and set(ends[0]) == {"parameters.params"}
-    first, second, uncut = (losses(job.log("worker0")) for job in (killed, resumed, whole))
-    assert sorted(second) == [last + 1, last + 2, last + 3]
-    assert {**first, **second}.items() >= uncut.items()
     states = {"dist_sync": {"states", "states.server0.npz"}, "local": {"states.npz"}}[kvstore]
-    assert states < {path.name for path in (directories[0] / "latest").iterdir()}
+    assert states < {path.name for path in (directory / "latest").iterdir()}
+
+
+@pytest.mark.parametrize("where", ["servers", "workers"])
+def test_rates_that_a_script_sets_itself_are_resumed_wherever_updates_are_made(
+    cluster: MakeCluster, where: str
+) -> None:
+    """The rate goes up and down, so that the third epoch's is the one that the optimizer was made with."""
+    whole_and_resumed(cluster, lambda epochs: (str(epochs), where), script=RATES, servers=1)
 
 
 def test_a_killed_job_resumes_to_the_same_parameters_and_losses(cluster: MakeCluster) -> None:
@@ -108,3 +147,9 @@ def test_a_killed_job_resumes_to_the_same_parameters_and_losses(cluster: MakeClu
         assert sorted(second) == [last + 1, last + 2, last + 3]  # nothing was trained twice
         assert {**first, **second}.items() >= uncut.items()
     assert all(losses(whole.log("worker0"))[n] != losses(whole.log("worker1"))[n] for n in (1, 2))
+
+
+def test_every_optimizer_resumes_to_the_same_bits(in_node: Callable[..., dict[str, object]], tmp_path: Path) -> None:
+    outcome = in_node("resuming.py", str(tmp_path))
+    assert {name: same for name, same in outcome.items() if same is not True} == {}
+    assert len(outcome) >= 20

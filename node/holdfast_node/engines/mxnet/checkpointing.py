@@ -192,7 +192,15 @@ class Checkpoints:
 
         failed = ""
         try:
-            path = store.save(self.directory, name, write, retention=self.retention, metrics=metrics, draft=draft)
+            path = store.save(
+                self.directory,
+                name,
+                write,
+                retention=self.retention,
+                metrics=metrics,
+                draft=draft,
+                patience=store.LEASE_SECONDS,
+            )
             if "HOLDFAST_RETENTION" in os.environ:  # below the launcher: the job's log keeps what was written when
                 events.emit("checkpoint", name=name, step=step, sha256=Manifest.of(path).sha256)
         except HoldfastError as error:
