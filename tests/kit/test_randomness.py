@@ -7,8 +7,9 @@ import pytest
 from tests.kit.support import ROOT
 
 TREES = ("app.py", "benchmarks", "cli", "constructs", "local", "node", "stacks")
-#: Modules that may name these generators, and why.
+#: Modules, and folders, that may name these generators, and why.
 ALLOWED = {
+    "benchmarks/": "made-up data, the same in every measurement; nothing of Holdfast runs from there",
     "node/holdfast_node/engines/mxnet/randomness.py": "seeds, saves and restores the training script's generators",
 }
 #: `random.SystemRandom` is the operating system's generator, as `secrets` is.
@@ -76,8 +77,9 @@ def sources() -> list[Path]:
 
 def test_only_the_listed_modules_use_generators_that_can_be_predicted() -> None:
     using = {path.relative_to(ROOT).as_posix(): found for path in sources() if (found := uses(path.read_text()))}
-    assert {name: found for name, found in using.items() if name not in ALLOWED} == {}
-    assert set(ALLOWED) <= set(using), "an exception that is not needed any more"
+    assert {name: found for name, found in using.items() if not name.startswith(tuple(ALLOWED))} == {}
+    for exception in ALLOWED:
+        assert any(name.startswith(exception) for name in using), f"{exception} is no exception any more"
 
 
 CAUGHT = {
