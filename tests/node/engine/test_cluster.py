@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.node.engine.conftest import run_node
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".venv-node/bin/python"
@@ -49,10 +50,39 @@ def test_the_digits_file_is_what_its_maker_makes(tmp_path: Path) -> None:
     assert (tmp_path / "digits.csv.gz").read_bytes() == (DIGITS / "digits.csv.gz").read_bytes()
 
 
-def test_training_on_the_servers_equals_training_alone(cluster: MakeCluster) -> None:
+#: A server's launcher in a process that ends with 99 where anything unpickles, whatever catches errors.
+PICKLE_IS_FATAL = """
+import importlib, os, pickle, sys
+from holdfast_node.engines.mxnet import pickles, server
+def fatal(*_, **__):
+    os._exit(99)
+disable = pickles.disable
+def disable_and_watch():
+    sys.addaudithook(lambda event, _: fatal() if event == "pickle.find_class" else None)
+    disable()
+    for module in map(importlib.import_module, ("pickle", "_pickle")):
+        for name in ("load", "loads", "Unpickler", "_load", "_loads", "_Unpickler"):
+            setattr(module, name, fatal)
+data, loads, original = pickle.dumps(os.getcwd), pickle.loads, pickle.Unpickler
+pickles.disable = disable_and_watch
+if sys.argv[1] == "control":
+    disable_and_watch()
+    pickle.loads(data) if sys.argv[2] == "function" else loads(data)
+sys.exit(server.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("way", ["function", "kept from before"])
+def test_the_watch_on_pickle_ends_a_process_that_unpickles(way: str) -> None:
+    assert run_node(PICKLE_IS_FATAL, "control", way).returncode == 99
+
+
+def test_training_on_the_servers_equals_training_alone_and_nothing_is_unpickled(cluster: MakeCluster) -> None:
     script = (Path(__file__).parent / "in_node/fidelity.py").read_text()
     job = cluster(script=script, workers=1)
-    job.start()
+    for name, role in (("scheduler0", "scheduler"), ("server0", "server"), ("server1", "server")):
+        job.start_raw(name, [str(PYTHON), "-P", "-c", PICKLE_IS_FATAL, role])
+    job.start("worker0")
     assert set(job.wait().values()) == {0}, job.logs()
     (line,) = (line for line in job.log("worker0").splitlines() if line.startswith("RESULT "))
     result = json.loads(line.removeprefix("RESULT "))
@@ -151,7 +181,8 @@ def test_a_launch_carries_nothing_of_the_agents_environment(cluster: MakeCluster
     launches = cluster(script=TINY).launches
     allowed = {
         *("PATH", "LANG", "HOME", "TMPDIR", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"),
-        *("PYTHONNOUSERSITE", "OMP_NUM_THREADS", "CHECKPOINT_DIR", "MODEL_DIR", "DMLC_PS_ROOT_URI"),
+        *("PYTHONNOUSERSITE", "OMP_NUM_THREADS", "CHECKPOINT_DIR", "MODEL_DIR", "HOLDFAST_CODE"),
+        *("DMLC_PS_ROOT_URI",),
         *("DMLC_PS_ROOT_PORT", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER", "DMLC_NODE_HOST", "PORT", "HOLDFAST_RETENTION"),
         *("HOLDFAST_GENERATION", "HOLDFAST_HEARTBEAT_SECONDS", "PS_HEARTBEAT_INTERVAL"),
     }

@@ -43,8 +43,11 @@ def test_the_same_optimizer_from_every_worker_is_installed_once(controller: dict
     ("case", "reason"),
     [
         ("optimizer", "ConflictError: this job's workers disagree about the optimizer"),
-        ("rate", "ConflictError: this job's workers disagree about change 1 of the learning rate, to 0.4"),
-        ("gap", "ConflictError: this job's workers disagree about change 2 of the learning rate, to 0.5; 0 changes"),
+        ("rate", "ConflictError: this job's workers disagree about change 1 of the optimizer, learning_rate to 0.4"),
+        (
+            "gap",
+            "ConflictError: this job's workers disagree about change 2 of the optimizer, learning_rate to 0.5; 0",
+        ),
     ],
 )
 def test_workers_in_conflict_end_the_server(controller: dict[str, Any], case: str, reason: str) -> None:
@@ -57,8 +60,10 @@ def test_workers_in_conflict_end_the_server(controller: dict[str, Any], case: st
     ("case", "reason"),
     [
         ("other head", "SpecError: command head must be 0, got 5"),
-        ("unknown op", "SpecError: op must be set_optimizer, set_learning_rate, save_states or load_states"),
-        ("rate before", "SpecError: the first command must be set_optimizer, got 'set_learning_rate'"),
+        ("unknown op", "SpecError: op must be set_optimizer, change, save_states or load_states"),
+        ("rate before", "SpecError: the first command must be set_optimizer, got 'change'"),
+        ("a rate beside a scheduler", "UserWarning: LRScheduler of the optimizer has already been defined"),
+        ("another change", "SpecError: name must be one of ['learning_rate', 'rescale_grad'], got 'momentum'"),
         ("failing update", "update failed: ValueError: The truth value of an NDArray"),
     ],
 )
@@ -68,9 +73,9 @@ def test_every_other_command_is_refused_and_ends_the_server(controller: dict[str
     assert outcome["ended"] == 1
 
 
-def test_a_change_of_the_learning_rate_counts_once(controller: dict[str, Any]) -> None:
+def test_a_change_of_rate_or_rescaling_counts_once(controller: dict[str, Any]) -> None:
     assert controller["rate"]["reports"] == []
-    assert controller["rate"]["lr"] == 0.25
+    assert (controller["rate"]["lr"], controller["rate"]["rescale_grad"]) == (0.25, 0.125)
 
 
 def test_training_continues_exactly_from_saved_states(controller: dict[str, Any]) -> None:

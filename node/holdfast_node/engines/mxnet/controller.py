@@ -7,7 +7,7 @@ one to go on with.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from holdfast_node.engines.errors import ConflictError, SpecError, StateError
@@ -39,16 +39,19 @@ class Controller:
         report: Callable[..., None],
         installed: Callable[[str, bool], None],
         end: Callable[[], None],
+        own: Mapping[str, Any] | None = None,
     ) -> None:
         """Serve `store`; `report` logs a refusal, `end` ends the process.
 
-        `installed` is told of an accepted optimizer: its name, and whether it wants multi-precision.
+        `installed` is told of an accepted optimizer: its name, and whether it wants multi-precision. `own`
+        are the optimizers that the job ships, by class name; none by default.
         """
         self._store, self._mx = store, mx
         self._report, self._installed, self._end = report, installed, end
+        self._own = own or {}
         self._updater: Any = None
         self._optimizer: str | None = None
-        self._rates: list[float] = []
+        self._changes: list[tuple[str, float]] = []
 
     def __call__(self, head: int, body: bytes | None) -> None:
         """Follow one command, or report it and end the process. Never raises."""
@@ -68,16 +71,16 @@ class Controller:
             self._set_optimizer(command, hashlib.sha256(body).hexdigest())
         elif self._optimizer is None:
             raise SpecError(f"the first command must be set_optimizer, got {op[:80]!r}")
-        elif op == "set_learning_rate":
-            self._set_learning_rate(*codec.parse_set_learning_rate(command))
+        elif op == "change":
+            self._change(*codec.parse_change(command))
         elif op in ("save_states", "load_states"):
             self._states(states.StateCommand.parse(command))
         else:
-            raise SpecError(f"op must be set_optimizer, set_learning_rate, save_states or load_states, got {op[:80]!r}")
+            raise SpecError(f"op must be set_optimizer, change, save_states or load_states, got {op[:80]!r}")
 
     def _set_optimizer(self, command: dict[str, Any], digest: str) -> None:
         """Every worker sends its optimizer: the first one counts, equal ones change nothing."""
-        optimizer = codec.decode(command, self._mx)
+        optimizer = codec.decode(command, self._mx, self._own)
         if self._optimizer is None:
             self._updater = self._mx.optimizer.get_updater(optimizer)
             self._store._set_updater(self._update)
@@ -86,15 +89,19 @@ class Controller:
         elif digest != self._optimizer:
             raise ConflictError("this job's workers disagree about the optimizer; all of them must set the same one")
 
-    def _set_learning_rate(self, sequence: int, rate: float) -> None:
+    def _change(self, sequence: int, name: str, value: float) -> None:
         """Each change counts once, whichever worker asks first; the others must ask for the same."""
-        if sequence == len(self._rates) + 1:
-            self._updater.optimizer.set_learning_rate(rate)
-            self._rates.append(rate)
-        elif not 1 <= sequence <= len(self._rates) or self._rates[sequence - 1] != rate:
+        if sequence == len(self._changes) + 1:
+            optimizer = self._updater.optimizer
+            if name == "learning_rate":
+                optimizer.set_learning_rate(value)  # refuses where a scheduler sets it
+            else:
+                setattr(optimizer, codec.CHANGEABLE[name], value)
+            self._changes.append((name, value))
+        elif not 1 <= sequence <= len(self._changes) or self._changes[sequence - 1] != (name, value):
             raise ConflictError(
-                f"this job's workers disagree about change {sequence} of the learning rate, to {rate}; "
-                f"{len(self._rates)} changes were made, and all workers must make the same ones"
+                f"this job's workers disagree about change {sequence} of the optimizer, {name} to {value}; "
+                f"{len(self._changes)} changes were made, and all workers must make the same ones"
             )
 
     def _states(self, command: states.StateCommand) -> None:

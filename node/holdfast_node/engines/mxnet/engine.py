@@ -13,6 +13,7 @@ from holdfast_node.contract.documents import DEFAULT_RETENTION, JobDocument, Pee
 from holdfast_node.contract.roles import Role, overlay_address
 from holdfast_node.contract.seeds import derive
 from holdfast_node.engines.base import DEFAULT_HEARTBEAT_SECONDS, Launch
+from holdfast_node.engines.mxnet import shipped
 
 #: All that a launch takes from the agent's own environment: what its interpreter needs to start again.
 INHERITED = ("PYTHONHOME", "LD_PRELOAD", "LD_LIBRARY_PATH")
@@ -42,6 +43,7 @@ class MXNetEngine:
             "OMP_NUM_THREADS": str(_threads()),
             "CHECKPOINT_DIR": str(checkpoints / job.job_id),
             "MODEL_DIR": str(work / job.model_dir),
+            shipped.CODE: str(code),
             "HOLDFAST_RETENTION": retention.to_json().decode(),
             "HOLDFAST_GENERATION": str(rendezvous.generation),
             "HOLDFAST_HEARTBEAT_SECONDS": str(heartbeat_seconds),

@@ -62,10 +62,10 @@ class Guard:
         events.emit("optimizer", name=name)
 
     def report(self, reason: str, **facts: object) -> None:
-        """Log a command that the controller refused, with the workers that sent it."""
-        authors = sorted(self._authors.get(str(facts.get("sha256")), ())) or ["a worker"]
-        self._cause = f"{', '.join(authors)}: {reason}"
-        events.refused(reason, sender=authors[0], **facts)
+        """Log what the controller refused, with the workers that sent it where it came as a command."""
+        authors = ", ".join(sorted(self._authors.get(str(facts.get("sha256")), ())))
+        self._cause = f"{authors}: {reason}" if authors else reason
+        events.refused(reason, **({"sender": authors} if authors else {}), **facts)
 
     def end(self) -> NoReturn:
         """End the process; the last report is the cause."""

@@ -59,6 +59,10 @@ class Hooks:
     add_node: Check | None = None
 
 
+#: What native code calls must never be collected.
+_kept: list[Any] = []
+
+
 def require_known(path: Path) -> dict[str, int]:
     """Return the slots of this build of libmxnet.so.
 
@@ -76,7 +80,7 @@ def require_known(path: Path) -> dict[str, int]:
 
 
 class Interposer:
-    """The hooks of one process; keep it for as long as the process lives."""
+    """The hooks of one process: they stay for as long as it lives."""
 
     def __init__(self, library: Any, path: Path, hooks: Hooks) -> None:
         """Hook into `library`, loaded by ctypes from `path`; do it before MXNet's first connection.
@@ -86,7 +90,6 @@ class Interposer:
         """
         self._hooks, self._library = hooks, library
         self._slots = require_known(path)
-        self._kept: list[Any] = []
         self._receiving: dict[int, int] = {}
         self._base = _mapping(lambda start, _, name: name == str(path))[0]
         self._bind = self._replace(_BIND, self._on_bind, ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
@@ -108,7 +111,7 @@ class Interposer:
         if held.value != original and not self._is_unbound(held.value):
             raise EngineError(f"libmxnet.so holds another function than {symbol} where the guard would be")
         callback = kind(function)
-        self._kept.append(callback)
+        _kept.append(callback)
         _write(slot, ctypes.cast(callback, ctypes.c_void_p).value or 0)
         return kind(original)
 
@@ -176,7 +179,7 @@ class Interposer:
         """Say who sent what ps-lite cannot even read: it throws an error that nobody catches."""
         runtime = ctypes.CDLL("libstdc++.so.6")
         handler = ctypes.CFUNCTYPE(None)(self._on_terminate)
-        self._kept.append(handler)
+        _kept.append(handler)
         runtime._ZSt13set_terminatePFvvE(handler)
 
     def _on_terminate(self) -> None:

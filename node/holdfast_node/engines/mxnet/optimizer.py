@@ -2,13 +2,14 @@
 
 `encode` runs on the worker and refuses whatever it cannot express exactly: it decodes its own result and compares
 every attribute. `decode` runs on the server, accepts only the schema below, and calls nothing but the constructors
-of MXNet's own optimizers.
+of MXNet's own optimizers and of those that the signed job ships (shipped.py).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from holdfast_node.engines.errors import SpecError
-from holdfast_node.engines.mxnet import schedulers
+from holdfast_node.engines.mxnet import schedulers, shipped
 from holdfast_node.engines.mxnet.spec import (
     MAX_COUNT,
     VERSION,
@@ -30,9 +31,7 @@ _COMMON = {
     "begin_num_update": Kind.COUNT,
     "multi_precision": _B,
 }
-#: The allow-list: constructor arguments of MXNet 1.9.1's optimizers (optimizer.py), besides the common ones.
-#: Left out: LBSGD (its state depends on a private schedule), GroupAdaGrad (contrib, for row-sparse embeddings), Test
-#: and ccSGD (not for use).
+#: The allow-list: constructor arguments of all of MXNet 1.9.1's optimizers (optimizer.py), besides the common ones.
 OPTIMIZERS: dict[str, dict[str, Kind]] = {
     name: _COMMON | arguments
     for name, arguments in {
@@ -58,9 +57,27 @@ OPTIMIZERS: dict[str, dict[str, Kind]] = {
         "ftrl": {"lamda1": _N, "beta": _N},
         "adamax": {"beta1": _N, "beta2": _N},
         "nadam": {"beta1": _N, "beta2": _N, "epsilon": _N, "schedule_decay": _N},
+        "lbsgd": {
+            "momentum": _N,
+            "warmup_strategy": Kind.TEXT,
+            "warmup_epochs": Kind.COUNT,
+            "batch_scale": _N,
+            "updates_per_epoch": Kind.COUNT,
+            "begin_epoch": Kind.COUNT,
+            "num_epochs": Kind.COUNT,
+        },
+        "groupadagrad": {"eps": _N},
+        "ccsgd": {"momentum": _N, "lazy_update": _B},
+        "test": {},
     }.items()
 }
-_ATTRIBUTES = {("learning_rate", None): "lr", ("eps", "adagrad"): "float_stable_eps"}
+_ATTRIBUTES = {
+    ("learning_rate", None): "lr",
+    ("eps", "adagrad"): "float_stable_eps",
+    ("eps", "groupadagrad"): "float_stable_eps",
+}
+#: What may be changed once training has begun: Gluon's Trainer changes the factor with the batch size.
+CHANGEABLE = {"learning_rate": "lr", "rescale_grad": "rescale_grad"}
 _KEYS = ("op", "version", "name", "arguments", "scheduler", "names", "lr_mult", "wd_mult", "parameters", "num_update")
 #: Not compared: rebuilt from other fields, compared on their own, or of no effect on a server.
 _UNCOMPARED = frozenset({"param_dict", "lr_scheduler", "sym_info", "aggregate_num", "allow_np_array"})
@@ -85,19 +102,23 @@ def encode(optimizer: Any, mx: Any) -> str:
         SpecError: it is not on the allow-list, or holds something that the command cannot say exactly.
     """
     cls = type(optimizer)
-    name = cls.__name__.lower()
-    if name not in OPTIMIZERS or _class(name, mx) is not cls:
+    own = shipped.name_of(cls, mx)
+    name = own or cls.__name__.lower()
+    if own is None and (name not in OPTIMIZERS or mx.optimizer.Optimizer.opt_registry[name] is not cls):
         raise SpecError(
             f"optimizer must be one of {sorted(OPTIMIZERS)}, got {cls.__module__}.{cls.__name__}; servers execute no "
-            "code: use one of these, or gluon.Trainer(…, update_on_kvstore=False) to update on the workers"
+            f"code that the job does not ship: use one of these, define it in {shipped.MODULE}.py at the root of the "
+            "job's directory, or use gluon.Trainer(…, update_on_kvstore=False) to update on the workers"
         )
+    classes = {cls.__name__: cls}
+    _, kinds = _known(name, mx, classes)
     scheduler = optimizer.lr_scheduler
     text = serialise(
         {
             "op": "set_optimizer",
             "version": VERSION,
             "name": name,
-            "arguments": {key: plain(getattr(optimizer, _attribute(key, name)), key) for key in OPTIMIZERS[name]},
+            "arguments": {key: plain(_read(optimizer, key, name), key) for key in kinds},
             "scheduler": None if scheduler is None else schedulers.encode(scheduler, mx.lr_scheduler),
             "names": [[int(index), plain(text, "param_idx2name")] for index, text in optimizer.idx2name.items()],
             "lr_mult": [[plain(key, "lr_mult"), plain(value, "lr_mult")] for key, value in optimizer.lr_mult.items()],
@@ -109,12 +130,17 @@ def encode(optimizer: Any, mx: Any) -> str:
             "num_update": int(optimizer.num_update),
         }
     )
-    _compare(optimizer, decode(parse(text.encode()), mx))
+    _compare(optimizer, decode(parse(text.encode()), mx, classes))
     return text
 
 
-def decode(command: dict[str, Any], mx: Any) -> Any:
-    """Return the optimizer that a parsed `set_optimizer` command describes; `mx` is the mxnet module.
+def decode(command: dict[str, Any], mx: Any, own: Mapping[str, Any]) -> Any:
+    """Return the optimizer that a parsed `set_optimizer` command describes.
+
+    Args:
+        command: the parsed command.
+        mx: the mxnet module.
+        own: the optimizers that the job ships, by the names of their classes.
 
     Raises:
         SpecError: the command is not of the schema, or names something that is not on the allow-list.
@@ -123,10 +149,9 @@ def decode(command: dict[str, Any], mx: Any) -> Any:
     if command["op"] != "set_optimizer" or command["version"] != VERSION:
         raise SpecError(f"version must be {VERSION} of set_optimizer, got {str(command['version'])[:80]!r}")
     name = command["name"]
-    if not isinstance(name, str) or name not in OPTIMIZERS:
-        raise SpecError(f"optimizer must be one of {sorted(OPTIMIZERS)}, got {str(name)[:80]!r}")
-    arguments = require_keys(command["arguments"], OPTIMIZERS[name], "arguments")
-    for key, kind in OPTIMIZERS[name].items():
+    cls, kinds = _known(name, mx, own)
+    arguments = require_keys(command["arguments"], kinds, "arguments")
+    for key, kind in kinds.items():
         require_kind(arguments[key], kind, f"arguments.{key}")
     num_update = require_kind(command["num_update"], Kind.COUNT, "num_update")
     names = dict(_pair(item, "names", Kind.COUNT, Kind.TEXT) for item in require_list(command["names"], "names"))
@@ -135,7 +160,7 @@ def decode(command: dict[str, Any], mx: Any) -> Any:
     if learning_rate is None and scheduler is None:
         raise SpecError("arguments.learning_rate must be a number where there is no scheduler")
     given = {key: value for key, value in arguments.items() if key != "learning_rate" or value is not None}
-    optimizer = _class(name, mx)(param_idx2name=names, **given)
+    optimizer = cls(param_idx2name=names, **given)
     # Set after construction: the constructor would overwrite the scheduler's base rate, or default the rate.
     optimizer.lr = learning_rate
     if scheduler is not None:
@@ -160,25 +185,39 @@ def snapshot(optimizer: Any) -> dict[str, Any]:
     return values
 
 
-def set_learning_rate_command(sequence: int, learning_rate: float) -> str:
-    """Return the command for the `sequence`-th change (from 1) of the learning rate in this job."""
-    rate = require_kind(plain(learning_rate, "learning_rate"), Kind.NUMBER, "learning_rate")
-    return serialise({"op": "set_learning_rate", "sequence": sequence, "learning_rate": rate})
+def change_command(sequence: int, name: str, value: float) -> str:
+    """Return the command for the `sequence`-th change (from 1) in this job of one of `CHANGEABLE`."""
+    number = require_kind(plain(value, name), Kind.NUMBER, name)
+    return serialise({"op": "change", "sequence": sequence, "name": name, "value": number})
 
 
-def parse_set_learning_rate(command: dict[str, Any]) -> tuple[int, float]:
-    """Return sequence number and rate of a parsed `set_learning_rate` command, or raise SpecError."""
-    require_keys(command, ("op", "sequence", "learning_rate"), "set_learning_rate")
+def parse_change(command: dict[str, Any]) -> tuple[int, str, float]:
+    """Return sequence number, name and value of a parsed `change` command, or raise SpecError."""
+    require_keys(command, ("op", "sequence", "name", "value"), "change")
     sequence = require_kind(command["sequence"], Kind.COUNT, "sequence")
-    return sequence, require_kind(command["learning_rate"], Kind.NUMBER, "learning_rate")
+    name = command["name"]
+    if not isinstance(name, str) or name not in CHANGEABLE:
+        raise SpecError(f"name must be one of {sorted(CHANGEABLE)}, got {str(name)[:80]!r}")
+    return sequence, name, require_kind(command["value"], Kind.NUMBER, "value")
 
 
-def _class(name: str, mx: Any) -> Any:
-    return mx.optimizer.Optimizer.opt_registry[name]
+def _known(name: Any, mx: Any, own: Mapping[str, Any]) -> tuple[Any, dict[str, Kind]]:
+    """Return the class of this name with the kinds of its constructor's arguments, or raise SpecError."""
+    if isinstance(name, str):
+        if name in OPTIMIZERS:
+            return mx.optimizer.Optimizer.opt_registry[name], OPTIMIZERS[name]
+        if name.startswith(shipped.PREFIX) and (cls := own.get(name.removeprefix(shipped.PREFIX))) is not None:
+            return cls, shipped.arguments_of(cls, _COMMON)
+    ships = f"; this job ships {sorted(own)} in {shipped.MODULE}.py" if own else ""
+    raise SpecError(f"optimizer must be one of {sorted(OPTIMIZERS)}, got {str(name)[:80]!r}{ships}")
 
 
-def _attribute(argument: str, optimizer: str) -> str:
-    return _ATTRIBUTES.get((argument, optimizer)) or _ATTRIBUTES.get((argument, None)) or argument
+def _read(optimizer: Any, argument: str, name: str) -> Any:
+    """Return what a constructor's argument has become."""
+    if (argument, name) == ("begin_epoch", "lbsgd"):
+        return optimizer.init_updates // max(1, optimizer.updates_per_epoch)
+    attribute = _ATTRIBUTES.get((argument, name)) or _ATTRIBUTES.get((argument, None)) or argument
+    return getattr(optimizer, attribute)
 
 
 def _pair(item: Any, where: str, first: Kind, second: Kind) -> tuple[Any, Any]:
@@ -206,11 +245,18 @@ def _parameters(value: Any) -> dict[int, Multipliers]:
     return result
 
 
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # arrays have no single answer
+        return False
+
+
 def _compare(original: Any, rebuilt: Any) -> None:
     """Raise SpecError unless every attribute survived: training with something else would go unnoticed."""
     missing = object()
     for key, value in vars(original).items():
-        if key not in _UNCOMPARED and getattr(rebuilt, key, missing) != value:
+        if key not in _UNCOMPARED and not _same(getattr(rebuilt, key, missing), value):
             raise SpecError(
                 f"optimizer attribute {key}={repr(value)[:80]} cannot be sent to the servers "
                 f"(at most {MAX_COUNT} updates, plain numbers, no attributes of your own); set it through the "

@@ -17,7 +17,7 @@ from typing import Any
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.roles import Role
 from holdfast_node.engines.errors import EngineError, PortError
-from holdfast_node.engines.mxnet import events, pickles, ports, randomness
+from holdfast_node.engines.mxnet import events, pickles, ports, randomness, shipped
 from holdfast_node.engines.mxnet.controller import Controller
 from holdfast_node.engines.mxnet.guard import Guard
 
@@ -53,7 +53,9 @@ def serve(role: str) -> None:
     guard = Guard(_LIB, Role(role))
     store = mx.kv.create("dist")
     threading.Thread(target=_check_listener, args=(address,), daemon=True).start()
-    controller = Controller(store, mx, report=guard.report, installed=guard.installed, end=guard.end)
+    controller = Controller(
+        store, mx, report=guard.report, installed=guard.installed, end=guard.end, own=shipped.load(mx)
+    )
 
     def follow(head: int, body: bytes | None, _: Any) -> None:
         controller(head, body)

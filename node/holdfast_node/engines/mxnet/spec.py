@@ -28,6 +28,7 @@ class Kind(Enum):
     COUNT = f"a whole number between 0 and {MAX_COUNT}"
     BOOLEAN = "true or false"
     TEXT = f"a string of at most {MAX_TEXT} characters"
+    PLAIN = "a number, string, boolean or null, or a list of them"
     COUNTS = f"a list of at most {MAX_ITEMS} whole numbers"
 
 
@@ -101,6 +102,10 @@ def plain(value: Any, where: str) -> Any:
 def _is(value: Any, kind: Kind) -> bool:
     if kind is Kind.BOOLEAN:
         return isinstance(value, bool)
+    if kind is Kind.PLAIN:
+        items = value if isinstance(value, list) and len(value) <= MAX_ITEMS else [value]
+        scalars = (Kind.OPTIONAL_NUMBER, Kind.BOOLEAN, Kind.TEXT)
+        return all(any(_is(item, scalar) for scalar in scalars) for item in items)
     if kind is Kind.TEXT:
         return isinstance(value, str) and len(value) <= MAX_TEXT
     if kind is Kind.COUNTS:

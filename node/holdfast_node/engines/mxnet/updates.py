@@ -69,15 +69,16 @@ class ServerUpdates:
         if now == self._sent:
             return
         changed = sorted(name for name in now.keys() | self._sent.keys() if now.get(name) != self._sent.get(name))
-        if changed == ["lr"]:
-            self._send_learning_rate(store, now["lr"])
+        attributes = {attribute: name for name, attribute in codec.CHANGEABLE.items()}
+        if attributes.keys() >= set(changed):
+            self._send_changes(store, {attributes[attribute]: now[attribute] for attribute in changed})
             self._sent = now
             return
-        name = changed[0]
+        name = next(attribute for attribute in changed if attribute not in attributes)
         raise EngineError(
             f"optimizer.{name} must not change after training has begun, got {str(now.get(name))[:60]} instead of "
-            f"{str(self._sent.get(name))[:60]}: the servers hold the optimizer, and only its learning rate can be "
-            "changed there; use an lr_scheduler, or gluon.Trainer(…, update_on_kvstore=False)"
+            f"{str(self._sent.get(name))[:60]}: the servers hold the optimizer, and only its learning rate and "
+            "rescale_grad can be changed there; use an lr_scheduler, or gluon.Trainer(…, update_on_kvstore=False)"
         )
 
     def save_states(self, store: Any, name: str) -> None:
@@ -125,12 +126,13 @@ class ServerUpdates:
         store._send_command_to_servers(CONTROLLER_HEAD, states.StateCommand("load_states", relative, token).serialise())
         store._updater = types.SimpleNamespace(optimizer=self._optimizer)  # gluon.Trainer.load_states takes it back
 
-    def _send_learning_rate(self, store: Any, rate: float) -> None:
+    def _send_changes(self, store: Any, values: dict[str, float]) -> None:
         # In synchronous training the servers apply a step only when all workers have pushed it, and this worker's
-        # weights come back only then: after this wait no earlier step can still meet the new rate.
+        # weights come back only then: after this wait no earlier step can still meet the new values.
         self._mx.nd.waitall()
-        self._changes += 1
-        store._send_command_to_servers(CONTROLLER_HEAD, codec.set_learning_rate_command(self._changes, rate))
+        for name, value in values.items():
+            self._changes += 1
+            store._send_command_to_servers(CONTROLLER_HEAD, codec.change_command(self._changes, name, value))
 
     def _locate(self, name: str, verb: str) -> tuple[Path, str]:
         if self._optimizer is None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from holdfast_node.contract.errors import HoldfastError
+from holdfast_node.contract.roles import Role
 from holdfast_node.engines.errors import EngineError, PortError
-from holdfast_node.engines.mxnet import events, ports, randomness, saving, updates
+from holdfast_node.engines.mxnet import compatibility, events, ports, randomness, saving, shipped, updates
+from holdfast_node.engines.mxnet.guard import Guard
 
 #: As the server's launcher (sysexits.h, EX_UNAVAILABLE).
 EXIT_PORT = 69
@@ -39,8 +41,12 @@ def prepare() -> None:
         ports.require_listener(address, ports.listeners())
         events.emit("joined", rank=store.rank, workers=store.num_workers)
 
+    library = importlib.import_module("mxnet.base")._LIB
+    Guard(library, Role.WORKER)
     updates.install(store_module.KVStore, mx, joined, lambda: events.emit("first_step", time=time.time()))
-    saving.install(importlib.import_module("mxnet.base")._LIB, directory)
+    numpy = importlib.import_module("numpy")
+    compatibility.install(library, store_module.KVStore, mx.gluon.Trainer, mx.profiler, numpy)
+    saving.install(library, directory)
     if seed := os.environ.get("HOLDFAST_SEED"):  # a script that sets its own seeds does so after this
         randomness.apply(seed, mx)
 
@@ -55,6 +61,8 @@ def run(script: Path, arguments: list[str]) -> None:
         raise EngineError(f"entry must be a file of the job's code, got {script.name}, which is not there")
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.parent))
+    if (root := os.environ.get(shipped.CODE)) and Path(root) != script.parent:
+        sys.path.insert(1, root)  # where the job's own optimizers are
     runpy.run_path(str(script), run_name="__main__")
     # Errors of operations that nobody has waited for belong to the script too.
     importlib.import_module("mxnet").nd.waitall()

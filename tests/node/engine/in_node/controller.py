@@ -29,8 +29,8 @@ SGD = codec.encode(mx.optimizer.SGD(learning_rate=0.1, momentum=0.9), mx).encode
 ADAM = codec.encode(mx.optimizer.Adam(), mx).encode()
 
 
-def rate(sequence, value):
-    return codec.set_learning_rate_command(sequence, value).encode()
+def rate(sequence, value, name="learning_rate"):
+    return codec.change_command(sequence, name, value).encode()
 
 
 def state(op, path, token="t"):
@@ -101,7 +101,9 @@ def hostile_states():
 ftml = mx.optimizer.Nadam(learning_rate=0.05)
 scheduled = mx.optimizer.Adam(lr_scheduler=mx.lr_scheduler.FactorScheduler(2, 0.5))
 pickle_before, pickle_after = Server(PICKLE), Server(SGD, PICKLE)
-learning = Server(SGD, rate(1, 0.5), rate(1, 0.5), rate(2, 0.25), rate(1, 0.5))
+learning = Server(SGD, rate(1, 0.5), rate(1, 0.5), rate(2, 0.25), rate(3, 0.125, "rescale_grad"), rate(1, 0.5))
+optimizer = learning.controller._updater.optimizer
+SCHEDULED = codec.encode(scheduled, mx).encode()
 conflicts = {
     "optimizer": Server(SGD, ADAM).outcome(),
     "rate": Server(SGD, rate(1, 0.5), rate(1, 0.4)).outcome(),
@@ -121,7 +123,9 @@ result = {
     "other head": Server(SGD, (5, b"{}")).outcome(),
     "unknown op": Server(SGD, b'{"op":"profile"}').outcome(),
     "rate before": Server(rate(1, 0.5)).outcome(),
-    "rate": learning.outcome() | {"lr": learning.controller._updater.optimizer.lr},
+    "rate": learning.outcome() | {"lr": optimizer.lr, "rescale_grad": optimizer.rescale_grad},
+    "a rate beside a scheduler": Server(SCHEDULED, rate(1, 0.5)).outcome(),
+    "another change": Server(SGD, b'{"op":"change","sequence":1,"name":"momentum","value":1}').outcome(),
     "states": [
         saved_and_loaded(codec.encode(o, mx).encode()) for o in (mx.optimizer.SGD(momentum=0.9), ftml, scheduled)
     ],
