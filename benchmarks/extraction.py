@@ -1,6 +1,6 @@
 """The equation-solving extraction of a logistic regression, against vanilla outputs and against a predictor's.
 
-    .venv-node/bin/python benchmarks/extraction.py [--markdown | --json] [--budgets 1 10 100]
+    .venv-node/bin/python benchmarks/extraction.py [--json] [--budgets 1 10 25 100]
 
 After Tramèr, Zhang, Juels, Reiter, Ristenpart: "Stealing Machine Learning Models via Prediction APIs", USENIX Security
 2016. The logarithm of the ratio of two probabilities is linear in the parameters (section 4.1), so d + 1 exact answers
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGETS = (1, 10, 100)
+BUDGETS = (1, 10, 25, 100)
 SEED = 20160810
 UNIFORM_INPUTS = 10_000
 
@@ -115,7 +115,11 @@ def search_boundary(np: Any, ask: Callable[[Any], Any], d: int, queries: int, ra
     zeros, ones = inputs[labels == 0], inputs[labels == 1]
     if not len(zeros) or not len(ones):
         return np.zeros((2, d + 1))
-    low, high = (group[random.integers(len(group), size=d)].copy() for group in (zeros, ones))
+    # The segments form a tree on the inputs: where they form a circle, their boundary points are dependent.
+    low = np.vstack([zeros, np.repeat(zeros[:1], len(ones) - 1, axis=0)])
+    high = np.vstack([np.repeat(ones[:1], len(zeros), axis=0), ones[1:]])
+    chosen = random.permutation(len(low))[:d]
+    low, high = low[chosen], high[chosen]
     for _ in range(max(1, (queries - 2 * d) // d)):
         middle = (low + high) / 2
         is_high = ask(middle).argmax(axis=1) == 1
@@ -285,6 +289,23 @@ def attack(
     return rows
 
 
+def guess(np: Any, victim: Victim, name: str) -> Row:
+    """Return how far the most frequent label goes, for comparison: a copy that nobody had to ask for."""
+    random = np.random.default_rng(SEED)
+    sets = (victim.test, random.uniform(0, 1, (UNIFORM_INPUTS, victim.truth.shape[1] - 1)))
+    test, uniform = (float(np.bincount(victim.labels(victim.truth, inputs)).max()) / len(inputs) for inputs in sets)
+    return Row(
+        model=name,
+        answers="nothing",
+        attack="one label for all",
+        budget=0,
+        queries=0,
+        error=1.0,
+        test_agreement=test,
+        uniform_agreement=uniform,
+    )
+
+
 #: What leaves: the answers' name, the predictor's settings, the unit that probabilities are rounded to.
 ANSWERS: dict[str, tuple[str, int, int, float]] = {
     "3 digits": ("probabilities", 3, 1, 1e-3),
@@ -306,6 +327,7 @@ def run(budgets: Iterable[int] = BUDGETS) -> list[Row]:
             directory = Path(scratch, "model")
             directory.mkdir()
             victim = Victim(np, mx, classes, directory)
+            rows.append(guess(np, victim, name))
             rows += attack(np, victim, name, "vanilla", victim.vanilla, 0.0, [min(budgets)])
             for answers, (output, digits, top_k, unit) in ANSWERS.items():
                 if output == "top-k" and classes == 2:

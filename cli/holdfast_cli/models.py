@@ -13,7 +13,7 @@ from holdfast_cli.aws_errors import code_of
 from holdfast_cli.errors import CliError, NotFoundError
 from holdfast_cli.jobs import check_job_id
 from holdfast_cli.verification import verify_model
-from holdfast_node.contract.layout import MODEL_RECORD, ModelsBucket
+from holdfast_node.contract.layout import ModelsBucket
 from holdfast_node.fetching import download
 from holdfast_node.models import (
     MAX_BUNDLE_BYTES,
@@ -24,6 +24,7 @@ from holdfast_node.models import (
     check_record,
     compare_names,
     load_public_key,
+    record_first,
     signed_files,
 )
 
@@ -90,12 +91,10 @@ def fetch(cluster: Cluster, job_id: str, destination: Path, report: Callable[[st
     with _private_directory(destination) as scratch:
         model = scratch / "model"
         model.mkdir(mode=0o700)
-        # The record first: it says whether this is the signature of this model at all.
-        order = sorted(signed.items(), key=lambda item: (item[0] != MODEL_RECORD, item))
-        for index, (name, digest) in enumerate(order, start=1):
+        for index, name in enumerate(record_first(signed), start=1):
             report(f"downloading {name} ({index} of {len(signed)}, {sizes[name] / 1024:,.0f} KiB)")
             key = ModelsBucket.prefix(job_id) + name
-            download(cluster.client("s3"), cluster.models_bucket, key, model / name, name=name, sha256=digest)
+            download(cluster.client("s3"), cluster.models_bucket, key, model / name, name=name, sha256=signed[name])
         (model / SIGNATURE_NAME).write_bytes(bundle)
         report("verifying the model")
         record = verify_model(model, model / SIGNATURE_NAME, pem).record

@@ -5,6 +5,7 @@ workers are. Every worker trains on its own share of the digits; the servers hol
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -88,6 +89,10 @@ def main():
         model = Path(os.environ.get("MODEL_DIR", "model"))
         model.mkdir(parents=True, exist_ok=True)
         net.export(str(model / "digits"))
+        # How the model is used, for whoever serves it; signed with the rest.
+        serving = {"version": 1, "symbol": "digits-symbol.json", "parameters": "digits-0000.params", "input": "data"}
+        serving |= {"shape": [64], "activation": "softmax", "labels": [str(digit) for digit in range(10)]}
+        (model / "serving.json").write_text(json.dumps(serving, indent=2) + "\n")
         print(f"model exported to {model}", flush=True)
 
 

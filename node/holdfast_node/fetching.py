@@ -15,6 +15,7 @@ from holdfast_node.models import (
     VerifiedModel,
     check_content,
     load_verified,
+    record_first,
     signed_files,
 )
 
@@ -59,9 +60,9 @@ def fetch_model(
             bundle = body.read(MAX_BUNDLE_BYTES + 1)
         signed = signed_files(bundle, public_key_pem)
         directory.mkdir(mode=0o750)
-        for name, sha256 in signed.items():
+        for name in record_first(signed):
             key = ModelsBucket.prefix(job_id) + name
-            download(s3, bucket, key, directory / name, name=name, sha256=sha256)
+            download(s3, bucket, key, directory / name, name=name, sha256=signed[name])
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown")
         if code not in _MISSING:

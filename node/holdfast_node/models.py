@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
@@ -108,7 +108,7 @@ def verify_model(directory: Path, signature: Path, public_key_pem: bytes) -> Ver
     signed = signed_files(bundle, public_key_pem)
     own = _relative(signature, directory)
     compare_names(set(signed), {name for name in _walk(directory) if name != own})
-    for name in sorted(signed, key=lambda name: (name != MODEL_RECORD, name)):  # the record says which model it is
+    for name in record_first(signed):
         with _open(directory, name) as file:
             check_content(name, signed[name], hashlib.file_digest(file, "sha256").hexdigest())
     return VerifiedModel(directory=directory, record=_record(directory, signed), files=signed, bundle=bundle)
@@ -178,6 +178,11 @@ def compare_names(signed: set[str], present: set[str]) -> None:
         )
     if missing:
         raise ModelRefused(f"{missing[0]} is missing: the signature lists it{_others(missing)}; it was removed")
+
+
+def record_first(names: Iterable[str]) -> list[str]:
+    """Return the files' names in the order in which they are to be checked: the record says which model it is."""
+    return sorted(names, key=lambda name: (name != MODEL_RECORD, name))
 
 
 def check_content(name: str, expected: str, actual: str) -> None:
