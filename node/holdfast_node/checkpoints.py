@@ -9,7 +9,6 @@ may write the directory can write a manifest that fits (docs/adr/0009-checkpoint
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import logging
@@ -22,23 +21,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from holdfast_node.contract.documents import DEFAULT_RETENTION, Retention
+from holdfast_node.durable import LEASE_SECONDS, PART, atomic_write, explained, flush, locked, only_writer
 from holdfast_node.manifests import MANIFEST, NAME_PATTERN, CheckpointError, Manifest, describe
 from holdfast_node.retention import doomed
 
-__all__ = ["CheckpointError", "atomic_write", "flush_directory", "hold", "latest", "read", "save", "verify"]
+__all__ = ["LEASE_SECONDS", "CheckpointError", "atomic_write", "hold", "latest", "read", "save", "verify"]
 
 LATEST = "latest"
 _TEMPORARY = ".tmp-"
-_PART = ".part-"
-_LOCK = ".lock"
-_POLL_SECONDS = 0.1
-#: How long a file server keeps the locks of a client that it has lost: 90 s with NFSv4 on Linux (nfsd(7), lease time),
-#: and a reserve. A process that ends takes its locks with it at once.
-LEASE_SECONDS = 120.0
 #: How long nothing was written to a part that counts as left behind: no write takes that long between two blocks.
 _PART_SECONDS = 3600
-#: What a file system says when it is full, a quota is used up, or a file is larger than it may be.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
 
 
@@ -73,9 +65,9 @@ def save(
         raise CheckpointError(f"checkpoint name must match {NAME_PATTERN.pattern} and not be {LATEST}, got {name!r}")
     noted = {key: float(value) if math.isfinite(value) else None for key, value in (metrics or {}).items()}
     temporary = draft_path(directory, draft or secrets.token_hex(8))
-    with _explained(directory, name):
+    with explained(directory, name):
         directory.mkdir(parents=True, exist_ok=True)
-        with _only_writer(directory, patience):
+        with only_writer(directory, patience):
             _remove_leftovers(directory, clock())
             target = directory / name
             _make_way(target)
@@ -88,7 +80,7 @@ def save(
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-            flush_directory(directory)
+            flush(directory)
             try:  # the checkpoint is there: what fails from here on is no reason to call it unsaved
                 _point(directory, name)
                 _prune(directory, retention, clock())
@@ -155,103 +147,10 @@ def hold(path: Path) -> Iterator[None]:
     Raises:
         CheckpointError: it is not there any more.
     """
-    with _locked(path, os.O_RDONLY, fcntl.LOCK_SH) as held:
+    with locked(path, os.O_RDONLY, fcntl.LOCK_SH) as held:
         if not held:  # only while a writer decides, which takes no time
             raise CheckpointError(f"{path.name} is being removed; use a newer checkpoint")
         yield
-
-
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace the file `path` by what `write` puts at the path that it is given: all of it, on the disk, or nothing.
-
-    Raises:
-        CheckpointError: the disk is full; what was at `path` is untouched.
-    """
-    temporary = path.with_name(f"{_PART}{secrets.token_hex(8)}")
-    try:
-        write(temporary)
-        _flush(temporary)
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise _full(path.name, path.parent, error) from error
-        raise
-    flush_directory(path.parent)
-
-
-def flush_directory(path: Path) -> None:
-    """Return when the names in this directory are on the disk."""
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _explained(directory: Path, name: str) -> Iterator[None]:
-    """Turn what a disk says into what to do about it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise _full(f"checkpoint {name}", directory, error) from error
-        raise CheckpointError(
-            f"checkpoint {name} cannot be written to {directory}: {error.strerror or error}; the earlier ones are "
-            "untouched"
-        ) from error
-
-
-def _full(what: str, directory: Path, error: OSError) -> CheckpointError:
-    free = shutil.disk_usage(directory).free if directory.is_dir() else 0
-    return CheckpointError(
-        f"{what} does not fit in {directory}: {error.strerror}, {free:,} bytes are free; make room, or keep fewer "
-        "checkpoints ([checkpoints] keep_last): there must be room for one more than are kept. What was there is "
-        "untouched"
-    )
-
-
-@contextlib.contextmanager
-def _only_writer(directory: Path, patience: float) -> Iterator[None]:
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + patience
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise CheckpointError(
-                        f"another process is writing a checkpoint in {directory}; only one worker should (kv.rank == 0)"
-                    ) from None
-            time.sleep(_POLL_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, flags: int, kind: int) -> Iterator[bool]:
-    """Yield whether the lock on a checkpoint's manifest could be had; it ends with the block or the process."""
-    try:
-        descriptor = os.open(path / MANIFEST, flags | os.O_CLOEXEC)
-    except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be used: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def _make_way(target: Path) -> None:
@@ -276,20 +175,20 @@ def _seal(temporary: Path, name: str, *, sequence: int, created: int, metrics: d
     if any(_relative(file, temporary) == MANIFEST for file in files):
         raise CheckpointError(f"a checkpoint's file must not be called {MANIFEST}")
     for file in files:
-        _flush(file)
+        flush(file)
     entries = {_relative(file, temporary): describe(file) for file in files}
     manifest = Manifest(name=name, sequence=sequence, created=created, metrics=metrics, files=entries)
     (temporary / MANIFEST).write_bytes(manifest.to_json())
-    _flush(temporary / MANIFEST)
+    flush(temporary / MANIFEST)
     for folder in {file.parent for file in files} | {temporary}:
-        flush_directory(folder)
+        flush(folder)
 
 
 def _point(directory: Path, name: str) -> None:
     link = directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
     link.symlink_to(name)
     link.rename(directory / LATEST)
-    flush_directory(directory)
+    flush(directory)
 
 
 def _prune(directory: Path, retention: Retention, now: float) -> None:
@@ -297,7 +196,7 @@ def _prune(directory: Path, retention: Retention, now: float) -> None:
     entries = {manifest.name: (manifest, path) for manifest, path in _candidates(directory)}
     for entry in doomed([manifest.entry for manifest, _ in entries.values()], retention, now=now):
         path = entries[entry.name][1]
-        with contextlib.suppress(CheckpointError), _locked(path, os.O_RDWR, fcntl.LOCK_EX) as mine:
+        with contextlib.suppress(CheckpointError), locked(path, os.O_RDWR, fcntl.LOCK_EX) as mine:
             if mine:
                 _remove(path)
             else:
@@ -315,8 +214,8 @@ def _remove_leftovers(directory: Path, now: float) -> None:
 
     Parts of single files have other writers, which hold no lock: those go when they are old.
     """
-    for path in [*directory.glob(f"{_TEMPORARY}*"), *directory.glob(f"{_PART}*")]:
-        if path.name.startswith(_PART) and now - path.lstat().st_mtime < _PART_SECONDS:
+    for path in [*directory.glob(f"{_TEMPORARY}*"), *directory.glob(f"{PART}*")]:
+        if path.name.startswith(PART) and now - path.lstat().st_mtime < _PART_SECONDS:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -14,79 +14,32 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from holdfast_node import checkpoints as store
 from holdfast_node.contract.documents import DEFAULT_RETENTION, Retention
 from holdfast_node.contract.errors import DocumentError, HoldfastError
 from holdfast_node.contract.seeds import derive, new_seed, parse_seed
 from holdfast_node.engines.mxnet import events, randomness, saving
+from holdfast_node.engines.mxnet.trained import (
+    PARAMETERS,
+    STATES,
+    TRAINING,
+    Restored,
+    Training,
+    Workers,
+    describe,
+    own_file,
+    restored,
+)
 from holdfast_node.manifests import CheckpointError, Manifest
 
 if TYPE_CHECKING:
     from holdfast_node.engines.mxnet.gluon_training import GluonTraining
     from holdfast_node.engines.mxnet.module_training import ModuleTraining
 
-PARAMETERS, TRAINING, STATES = "parameters.params", "training.json", "states"
 _DECISION = ".resume.json"
-FORMAT = 1
-
-
-class Workers:
-    """The workers of a job: this one's rank, how many there are, and where they meet. One, without a job."""
-
-    def __init__(self, kvstore: Any, mx: Any) -> None:
-        """Take part through `kvstore`, an MXNet KVStore or None."""
-        self._mx = mx
-        self._store = kvstore if kvstore is not None and "dist" in kvstore.type else None
-        self.rank = 0 if self._store is None else int(self._store.rank)
-        self.count = 1 if self._store is None else int(self._store.num_workers)
-
-    def meet(self) -> None:
-        """Return once every worker is here and this one has nothing under way."""
-        self._mx.nd.waitall()
-        if self._store is not None:
-            self._store._barrier()
-
-
-class Training(Protocol):
-    """What is trained: a Gluon network with its trainer, or a Module."""
-
-    workers: Workers
-
-    def parameters(self) -> dict[str, Any]:
-        """Return all parameters, by name."""
-
-    def own_parameters(self) -> dict[str, Any]:
-        """Return those that each worker has its own values of, such as running means."""
-
-    def save_states(self, path: Path, token: str) -> None:
-        """Write the optimizer's states to `path` or beside it; called on rank 0."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return, as JSON, what the optimizer was told besides its states."""
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A checkpoint that all workers have agreed on. Every byte that it gives was compared with its digest."""
-
-    path: Path
-    manifest: Manifest
-    step: int
-    metrics: dict[str, float | None]
-    extra: Any
-    settings: dict[str, Any] = field(repr=False)
-
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes, or raise CheckpointError."""
-        return store.read(self.path, name, self.manifest)
-
-    def arrays(self, name: str, mx: Any) -> dict[str, Any]:
-        """Return the arrays of a parameter file; none where there is no such file."""
-        return saving.load_arrays(self.read(name), mx) if name in self.manifest.files else {}
 
 
 class Checkpoints:
@@ -183,11 +136,11 @@ class Checkpoints:
             next(meetings)()
             saving.save_arrays(folder / PARAMETERS, training.parameters(), mx)
             training.save_states(folder / STATES, name)
-            (folder / TRAINING).write_bytes(_training(training, step, extra))
-            self._write_own(folder, training, mx)
+            (folder / TRAINING).write_bytes(describe(training, step, extra))
+            self._writeown_file(folder, training, mx)
             next(meetings)()
             for rank in range(workers.count):
-                if not (folder / _own(rank)).is_file():
+                if not (folder / own_file(rank)).is_file():
                     raise CheckpointError(f"worker {rank} did not write its part; its log says why")
 
         failed = ""
@@ -218,7 +171,7 @@ class Checkpoints:
         training.workers.meet()
         failed, digest = "", ""
         try:
-            digest = self._write_own(store.draft_path(self.directory, draft), training, mx)
+            digest = self._writeown_file(store.draft_path(self.directory, draft), training, mx)
         except FileNotFoundError:  # worker 0 has given the draft up
             failed = "the log of worker 0 says why"
         except Exception as error:  # whatever it is, the others wait at the next meeting
@@ -226,14 +179,14 @@ class Checkpoints:
         training.workers.meet()
         training.workers.meet()
         try:
-            entry = Manifest.of(self.directory / name).files.get(_own(training.workers.rank), {})
+            entry = Manifest.of(self.directory / name).files.get(own_file(training.workers.rank), {})
         except CheckpointError:
             entry = {}
         if not failed and entry.get("sha256") != digest:
             failed = "the log of worker 0 says why"
         return failed
 
-    def _write_own(self, folder: Path, training: Training, mx: Any) -> str:
+    def _writeown_file(self, folder: Path, training: Training, mx: Any) -> str:
         """Write what is this worker's alone; its JSON, whose digest is returned, comes last: the rest is there."""
         workers = training.workers
         if workers.rank and (own := training.own_parameters()):
@@ -241,7 +194,7 @@ class Checkpoints:
         state = {"seed": self.seed(workers), "state": randomness.capture(self.generators)}
         # The token tells this save from any other one of the same step.
         data = json.dumps(state | {"token": secrets.token_hex(16)}).encode()
-        store.atomic_write(folder / _own(workers.rank), lambda path: _write(path, data))
+        store.atomic_write(folder / own_file(workers.rank), lambda path: _write(path, data))
         return hashlib.sha256(data).hexdigest()
 
     def find(self, workers: Workers) -> Restored | None:
@@ -259,26 +212,26 @@ class Checkpoints:
         workers.meet()
         try:
             chosen = json.loads(decision.read_bytes())
-        except (OSError, ValueError) as error:
+            name, digest = chosen or ("", "")
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"worker 0's choice of a checkpoint cannot be read: {error}") from None
         workers.meet()
         if chosen is None:
             return None
-        name, digest = chosen
         manifest = Manifest.of(self.directory / name)
         if manifest.sha256 != digest:
             raise CheckpointError(f"{name} is not what worker 0 chose: its manifest must have sha256 {digest}")
-        return _restored(self.directory / name, manifest, workers)
+        return restored(self.directory / name, manifest, workers)
 
     def resume(self, restored: Restored, workers: Workers, mx: Any) -> None:
         """Set this worker's generators to what they were right after the checkpoint was written."""
         try:
-            own = json.loads(restored.read(_own(workers.rank)))
+            own = json.loads(restored.read(own_file(workers.rank)))
             randomness.restore(own["state"], self.generators)
             self._seed = str(own["seed"])
             randomness.reseed(self._seed, restored.step, mx)
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{restored.path.name}: {_own(workers.rank)} is damaged: {error}") from None
+            raise CheckpointError(f"{restored.path.name}: {own_file(workers.rank)} is damaged: {error}") from None
 
     def seed(self, workers: Workers) -> str:
         """Return this worker's seed, 64 hex digits."""
@@ -291,21 +244,6 @@ class Checkpoints:
         return self._seed
 
 
-def save_on_servers(kvstore: Any, path: Path) -> None:
-    """Have every server write its part of the optimizer's states beside `path`.
-
-    Raises:
-        CheckpointError: the servers are MXNet's own, which cannot.
-    """
-    try:
-        kvstore.save_optimizer_states(str(path))
-    except AssertionError:  # MXNet's own: "Cannot save states for distributed training" (kvstore.py)
-        raise CheckpointError(
-            "the optimizer's states are on MXNet's own servers, which cannot save them; run the job with Holdfast, or "
-            "use gluon.Trainer(…, update_on_kvstore=False)"
-        ) from None
-
-
 def _retention(**asked: Any) -> Retention:
     try:
         settings = os.environ.get("HOLDFAST_RETENTION")
@@ -315,41 +253,6 @@ def _retention(**asked: Any) -> Retention:
     except DocumentError as error:
         raise CheckpointError(str(error)) from None
     return rules
-
-
-def _training(training: Training, step: int, extra: Any) -> bytes:
-    fields = {
-        "format": FORMAT,
-        "step": step,
-        "workers": training.workers.count,
-        "settings": training.settings(),
-        "extra": extra,
-    }
-    try:
-        return json.dumps(fields, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"extra must be JSON (text, finite numbers, lists, objects): {error}") from None
-
-
-def _restored(path: Path, manifest: Manifest, workers: Workers) -> Restored:
-    try:
-        training = json.loads(store.read(path, TRAINING, manifest))
-        version, count, step = training["format"], int(training["workers"]), int(training["step"])
-        settings, extra = dict(training["settings"]), training["extra"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path.name} is no checkpoint of a training script: {error}") from None
-    if version != FORMAT:
-        raise CheckpointError(f"{path.name} has format {version} of training.json, known is {FORMAT}")
-    if count != workers.count:
-        raise CheckpointError(
-            f"{path.name} was written by {count} workers, but this job has {workers.count}; submit it with "
-            f"--workers {count}, or use another directory"
-        )
-    return Restored(path, manifest, step, manifest.metrics, extra, settings)
-
-
-def _own(rank: int) -> str:
-    return f"worker{rank}.json"
 
 
 def _write(path: Path, data: bytes) -> None:

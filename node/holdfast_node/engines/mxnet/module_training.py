@@ -5,14 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from holdfast_node.engines.mxnet import saving, states
-from holdfast_node.engines.mxnet.checkpointing import (
-    PARAMETERS,
-    STATES,
-    Checkpoints,
-    Restored,
-    Workers,
-    save_on_servers,
-)
+from holdfast_node.engines.mxnet.checkpointing import Checkpoints
+from holdfast_node.engines.mxnet.trained import PARAMETERS, STATES, Restored, Workers, save_on_servers
 from holdfast_node.manifests import CheckpointError
 
 

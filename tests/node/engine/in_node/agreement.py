@@ -10,7 +10,7 @@ import mxnet as mx
 
 from holdfast_node import checkpoints
 from holdfast_node.checkpointing import Checkpoints
-from holdfast_node.engines.mxnet.checkpointing import Workers
+from holdfast_node.engines.mxnet.trained import Workers
 
 root = Path(json.load(sys.stdin))
 barrier = threading.Barrier(2, timeout=20)
