@@ -1,15 +1,18 @@
 """Jobs on one deployed cluster: what goes wrong is said, and the groups always go back to zero."""
 
 import json
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from tests.e2e.support import Holdfast, skip
+from tests.e2e.support import ROOT, Holdfast, skip
 
 from holdfast_local import session
+from holdfast_local.emulator.deploy import bootstrap_and_deploy
 from holdfast_local.hosts import exec_in_host
 from holdfast_node.contract.layout import UIDS, User
 from holdfast_node.contract.roles import DEFAULT_PORTS, Role
@@ -70,18 +73,24 @@ except OSError as error:
 NODE_PYTHON = "/opt/holdfast/venv/bin/python"
 
 
-def capacities(state: Path) -> list[int]:
-    """The desired capacity of every group of the cluster, as AWS says."""
-    environment = session.environment(state)
-    client = boto3.client(
-        "autoscaling",
+def client_of(environment: dict[str, str], service: str) -> Any:
+    """A client of the embedded AWS."""
+    return boto3.client(
+        service,
         endpoint_url=environment["AWS_ENDPOINT_URL"],
         verify=environment["AWS_CA_BUNDLE"],
         region_name=environment["AWS_REGION"],
         aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
     )
-    return [group["DesiredCapacity"] for group in client.describe_auto_scaling_groups()["AutoScalingGroups"]]
+
+
+def capacities(state: Path) -> list[int]:
+    """The desired capacity of every group that jobs raise, as AWS says."""
+    client = client_of(session.environment(state), "autoscaling")
+    names = [f"local-{role}" for role in Role]
+    groups = client.describe_auto_scaling_groups(AutoScalingGroupNames=names)["AutoScalingGroups"]
+    return [group["DesiredCapacity"] for group in groups]
 
 
 def test_script_that_raises_fails_the_job_with_its_own_words(cluster: Holdfast, script: Path, state: Path) -> None:
@@ -165,10 +174,111 @@ def dial(state: Path, worker: str, server: str, user: User) -> str:
     return done.stdout.strip()
 
 
-def test_checkpoints_reach_the_shared_directory_whole(cluster: Holdfast, state: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(cluster: Holdfast) -> str:
+    """The id of a job that has trained and published a model."""
     arguments = ["--workers", "2", "--servers", "1", "--wait", "--output", "json", "--", "--epochs", "2"]
     submitted = cluster("submit", "examples/digits", "--entry", "train.py", *arguments)
     assert submitted.status == 0, submitted.errors
-    files = [path for path in (state / "efs").rglob("*") if path.is_file() and submitted.json["job_id"] in str(path)]
+    return str(submitted.json["job_id"])
+
+
+def test_checkpoints_reach_the_shared_directory_whole(trained: str, state: Path) -> None:
+    files = [path for path in (state / "efs").rglob("*") if path.is_file() and trained in str(path)]
     assert [path for path in files if path.suffix == ".params"], files
     assert not [path for path in files if path.name.startswith(".")], "a half-written file was left"
+
+
+#: Asks a predictor with the certificate of the host that this runs on.
+ASK = """
+import http.client, json, socket, ssl, sys
+tls = "/var/lib/holdfast/job/tls/"
+context = ssl.create_default_context(cafile=tls + "ca.pem")
+context.load_cert_chain(tls + "cert.pem", tls + "key.pem")
+try:
+    plain = socket.create_connection((sys.argv[1], 9094), timeout=3)
+    connection = http.client.HTTPConnection(sys.argv[1])
+    connection.sock = context.wrap_socket(plain, server_hostname="predictor.local.holdfast")
+    connection.request("POST", "/v1/predict", sys.argv[2], {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    print(answer.status, answer.read().decode())
+except OSError as error:
+    print("refused:", type(error).__name__)
+"""
+
+#: What vanilla MXNet says of the first held-out digits, from the model that the operator fetched.
+EVALUATE = """
+import json, sys
+sys.path.insert(0, sys.argv[2])
+import mxnet as mx
+from digits import held_out_part
+rows = held_out_part()[0][:8]
+net = mx.gluon.SymbolBlock.imports(sys.argv[1] + "/digits-symbol.json", ["data"], sys.argv[1] + "/digits-0000.params")
+labels = [str(int(k)) for k in net(mx.nd.array(rows)).argmax(axis=1).asnumpy()]
+print(json.dumps({"rows": rows.tolist(), "labels": labels}))
+"""
+
+
+@pytest.fixture
+def predictors(trained: str, state: Path) -> Iterator[list[dict[str, Any]]]:
+    """Two predictors of the trained model, deployed from settings that name it; their group is at zero afterwards."""
+    settings = ROOT / "settings/e2e-predictor.toml"
+    section = f'[predictor]\njob = "{trained}"\nmax = 2\n'
+    settings.write_text((ROOT / "settings/local.toml").read_text() + "\n" + section)
+    environment = session.environment(state)
+    try:
+        bootstrap_and_deploy(ROOT, environment, settings.stem, state / "outputs.json", lambda line: None)
+    finally:
+        settings.unlink()
+    scaling = client_of(environment, "autoscaling")
+    scaling.set_desired_capacity(AutoScalingGroupName="local-predictor", DesiredCapacity=2)
+    try:
+        yield await_serving(state)
+    finally:
+        scaling.set_desired_capacity(AutoScalingGroupName="local-predictor", DesiredCapacity=0)
+
+
+def await_serving(state: Path) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        hosts = [host for host in session.hosts(state)["hosts"] if host["role"] == "predictor"]
+        logs = [exec_in_host(state, host["instance_id"], ["cat", "/var/log/holdfast/agent.log"]) for host in hosts]
+        if len(hosts) == 2 and all("serving predictions on" in log.stdout for log in logs):
+            return hosts
+        time.sleep(0.5)
+    raise AssertionError(f"no predictor serves within 120 s: {[log.stdout[-2000:] for log in logs]}")
+
+
+def test_a_trained_model_is_served_to_whom_the_rules_let_in(
+    cluster: Holdfast, predictors: list[dict[str, Any]], trained: str, state: Path, tmp_path: Path
+) -> None:
+    assert cluster("fetch", trained, "--to", str(tmp_path / "model")).status == 0
+    evaluated = subprocess.run(
+        [ROOT / ".venv-node/bin/python", "-c", EVALUATE, tmp_path / "model", ROOT / "examples/digits"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    expected = json.loads(evaluated.stdout)
+    server, client = predictors
+    argv = [NODE_PYTHON, "-c", ASK, server["address"], json.dumps({"data": expected["rows"]})]
+
+    def ask() -> str:
+        return exec_in_host(state, client["instance_id"], argv).stdout.strip()
+
+    if session.hosts(state)["mode"] == "root":
+        assert ask().startswith("refused: "), "no rule lets a client in"
+    ec2 = client_of(session.environment(state), "ec2")
+    found = ec2.describe_instances(InstanceIds=[server["instance_id"]])["Reservations"][0]["Instances"][0]
+    (group,) = found["SecurityGroups"]
+    pair = {"UserIdGroupPairs": [{"GroupId": group["GroupId"]}]}
+    rule = [{"IpProtocol": "tcp", "FromPort": 9094, "ToPort": 9094, **pair}]
+    ec2.authorize_security_group_ingress(GroupId=group["GroupId"], IpPermissions=rule)
+    ec2.authorize_security_group_egress(GroupId=group["GroupId"], IpPermissions=rule)
+    deadline = time.monotonic() + 30
+    while (answer := ask()).startswith("refused: ") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert answer == "200 " + json.dumps({"predictions": expected["labels"]}, separators=(",", ":"))
+    service = exec_in_host(state, server["instance_id"], ["cat", "/var/log/holdfast/trainer.log"]).stdout
+    assert f"spiffe://local/predictor/{client['instance_id']}" in service
