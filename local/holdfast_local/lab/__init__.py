@@ -28,13 +28,14 @@ from holdfast_local.lab.authority import Authority
 from holdfast_local.lab.capture import Capture, Segment
 from holdfast_local.lab.clusters import CLUSTER, Cluster, HoldfastCluster, VanillaCluster, address_of
 from holdfast_local.lab.errors import LabError
-from holdfast_local.lab.hosts import NODE_PYTHON, Host, Process, python_environment, require
+from holdfast_local.lab.hosts import NODE_PYTHON, OPEN_FILES, Host, Process, python_environment, require
 from holdfast_local.lab.network import NETWORK, OPEN_GROUP, Network, role_group
 
 __all__ = [
     "CLUSTER",
     "NETWORK",
     "NODE_PYTHON",
+    "OPEN_FILES",
     "OPEN_GROUP",
     "Authority",
     "Capture",

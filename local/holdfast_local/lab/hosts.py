@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 NODE_PYTHON = ROOT / ".venv-node/bin/python"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: How many files a service may have open unless it asks for more (systemd.exec(5), LimitNOFILE=).
-_OPEN_FILES = 1024
+OPEN_FILES = 1024
 
 T = TypeVar("T")
 
@@ -205,7 +205,7 @@ class Host:
         ids = [f"--reuid={number}", f"--regid={number}", "--clear-groups"] if number else []
         strict = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"] if number else []
         identity = ["setpriv", *ids, *strict, "--"] if number else []
-        whole = ["prlimit", f"--nofile={_OPEN_FILES}:", *identity, *map(str, argv)]
+        whole = ["prlimit", f"--nofile={OPEN_FILES}:", *identity, *map(str, argv)]
 
         def start() -> "subprocess.Popen[bytes]":
             environment = {"PATH": _PATH, "LANG": "C.UTF-8", **(env or {})}

@@ -1,0 +1,110 @@
+"""Attacks by what a worker says to the servers: T3, commands that execute."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.attacks.arenas import Arena, program
+from tests.attacks.model import Outcome, Verdict, refused, succeeded, unharmed
+
+from holdfast_local.lab import Cluster, HoldfastCluster, Network, VanillaCluster
+
+_SECONDS = 60.0
+#: No answer for so long after an attack is no answer: a step takes milliseconds.
+_SILENCE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the worker sends: heads and bodies; `{marks}` in a body is a directory that anybody can write."""
+
+    sends: tuple[str, ...]
+    workers: int = 1
+    env: dict[str, str] = field(default_factory=dict)
+
+
+PICKLE = Command(sends=("0", "pickle:{marks}/executed"))
+MULTI_PRECISION = Command(sends=("1", ""), workers=2, env={"ATTACK_MIDWAY": "1", "ATTACK_DTYPE": "float16"})
+STOP = Command(sends=("2", ""), workers=2, env={"ATTACK_RANK": "1"})
+SYNC_MODE = Command(sends=("3", ""), workers=2, env={"ATTACK_RANK": "1", "ATTACK_STORE": "dist_async"})
+COMPRESSION = Command(sends=("4", "junk"))
+PROFILER = Command(sends=("5", "filename:attack.json,profile_all:10", "5", "11", "5", "13"))
+UNKNOWN = Command(sends=("99", "hello"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was observed on the servers' and the attacker's side."""
+
+    executed: bool
+    written: list[str]
+    server_status: int | None
+    refusals: list[dict[str, object]]
+    acknowledged: bool
+    went_on: bool
+
+
+def on_vanilla(command: Command) -> Callable[[Arena], Outcome]:
+    return lambda _: _vanilla_outcome(_send(VanillaCluster, command))
+
+
+def on_holdfast(command: Command) -> Callable[[Arena], Outcome]:
+    return lambda _: _holdfast_outcome(_send(HoldfastCluster, command), command)
+
+
+def _send(kind: type[Cluster], command: Command) -> Seen:
+    with Network() as network:
+        marks = network.directory / "marks"
+        marks.mkdir()
+        marks.chmod(0o777)
+        args = tuple(text.format(marks=marks) for text in command.sends)
+        script = Path(program("command")).read_text()
+        cluster = kind(network, script=script, args=args, workers=command.workers, env=command.env)
+        cluster.start()
+        attacker = cluster.processes[f"worker{command.env.get('ATTACK_RANK', '0')}"]
+        server = cluster.processes["server0"]
+        attacker.await_text("SENDING")
+        quiet, said, deadline = time.monotonic(), "", time.monotonic() + _SECONDS
+        while time.monotonic() < min(deadline, quiet + _SILENCE_SECONDS) and attacker.running and server.running:
+            if attacker.log() != said:
+                quiet, said = time.monotonic(), attacker.log()
+            time.sleep(0.02)
+        went_on = "WEIGHT" in attacker.log().partition("SENDING")[2]
+        if went_on:
+            attacker.wait()
+        server_files = cluster.paths["server0"].root.rglob("rank*")
+        return Seen(
+            executed=(marks / "executed").exists(),
+            written=[path.name for path in server_files],
+            server_status=server.popen.poll(),
+            refusals=server.events("command_refused") if isinstance(cluster, HoldfastCluster) else [],
+            acknowledged="ACKNOWLEDGED" in attacker.log(),
+            went_on=went_on,
+        )
+
+
+def _vanilla_outcome(seen: Seen) -> Outcome:
+    if seen.executed:
+        return succeeded("the server executed the attacker's code: it made a directory")
+    if seen.written:
+        return succeeded(f"the server wrote the file {seen.written[0]} that the attacker named")
+    if seen.server_status not in (None, 0):
+        return succeeded(f"the server died of signal {-(seen.server_status or 0)}")
+    if not seen.went_on:
+        return succeeded("the command was acknowledged and no worker was answered after it: the job hangs")
+    return unharmed("the command was acknowledged, and nothing else happened")
+
+
+def _holdfast_outcome(seen: Seen, command: Command) -> Outcome:
+    harm = [
+        *(["code was executed"] if seen.executed else []),
+        *([f"a file was written: {seen.written[0]}"] if seen.written else []),
+        *([f"the server died of signal {-seen.server_status}"] if (seen.server_status or 0) < 0 else []),
+        *([] if seen.went_on or seen.refusals else ["the job hangs without a word"]),
+    ]
+    if harm or not seen.refusals:
+        return Outcome(Verdict.SUCCEEDED, "; ".join(harm) or "the command was acknowledged, not refused")
+    event = seen.refusals[0]
+    end = f"the server ended with status {seen.server_status}" if seen.server_status else "the job went on"
+    return refused(f"logged as a security event: {str(event['reason'])[:120]}; {end}")

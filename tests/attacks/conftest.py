@@ -1,0 +1,18 @@
+"""One arena for all attacks of a test run, at the smaller size."""
+
+from collections.abc import Iterator
+
+import pytest
+from tests.attacks.arenas import Arena
+
+from holdfast_local.lab import LabError, require
+
+
+@pytest.fixture(scope="session")
+def arena() -> Iterator[Arena]:
+    try:
+        require()
+    except LabError as error:
+        pytest.skip(str(error))
+    with Arena(small=True) as made:
+        yield made

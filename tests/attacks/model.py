@@ -1,0 +1,56 @@
+"""What a row of the attack table is, and what an attack comes to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.attacks.arenas import Arena
+
+
+class Verdict(StrEnum):
+    """How an attack ended. `SUCCEEDED` is what vanilla MXNet shows, and a defect where Holdfast does."""
+
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"
+    UNHARMED = "unharmed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What really happened, and the observation that says so."""
+
+    verdict: Verdict
+    evidence: str
+
+
+def succeeded(evidence: str) -> Outcome:
+    return Outcome(Verdict.SUCCEEDED, evidence)
+
+
+def refused(evidence: str) -> Outcome:
+    return Outcome(Verdict.REFUSED, evidence)
+
+
+def unharmed(evidence: str) -> Outcome:
+    return Outcome(Verdict.UNHARMED, evidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """A row. `against_*` describe the attack, `defence` what stands against it, `*_expected` the verdicts.
+
+    `vanilla_expected` is not `SUCCEEDED` where vanilla MXNet withstands, too: the table says so.
+    """
+
+    id: str
+    threat: str
+    title: str
+    against_vanilla: str
+    against_holdfast: str
+    defence: str
+    vanilla: "Callable[[Arena], Outcome]"
+    holdfast: "Callable[[Arena], Outcome]"
+    vanilla_expected: Verdict = Verdict.SUCCEEDED
+    holdfast_expected: Verdict = Verdict.REFUSED

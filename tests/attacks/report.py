@@ -1,0 +1,157 @@
+"""Running the attack table, and showing what came of it: a table, JSON, and the page docs/threats.md."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tests.attacks.arenas import Arena
+from tests.attacks.model import Attack, Outcome, Verdict
+from tests.attacks.table import ATTACKS, THREATS
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/threats.md"
+_HELD = (Verdict.REFUSED, Verdict.UNHARMED)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one attack on both sides; a side is None if it could not be tried, with the reason in `error`."""
+
+    attack: Attack
+    vanilla: Outcome | None
+    holdfast: Outcome | None
+    error: str
+    seconds: float
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether vanilla showed what the table says, and Holdfast held."""
+        if self.vanilla is None or self.holdfast is None:
+            return False
+        return self.vanilla.verdict is self.attack.vanilla_expected and self.holdfast.verdict in _HELD
+
+
+def run(arena: Arena, attack: Attack) -> Result:
+    """Try one attack against both."""
+    began = time.monotonic()
+    outcomes: list[Outcome | None] = []
+    errors = []
+    for side, function in (("vanilla", attack.vanilla), ("Holdfast", attack.holdfast)):
+        try:
+            outcomes.append(function(arena))
+        except Exception as error:  # one attack that cannot be tried must not hide the others
+            outcomes.append(None)
+            errors.append(f"{side}: {type(error).__name__}: {error}")
+    return Result(attack, *outcomes, "; ".join(errors), time.monotonic() - began)
+
+
+def run_all(*, small: bool, wanted: Iterable[str] = (), stream: Console | None = None) -> list[Result]:
+    """Try the attacks (all, or those of these ids), and then let the Holdfast job that suffered them finish."""
+    chosen = [attack for attack in ATTACKS if not wanted or attack.id in set(wanted)]
+    results = []
+    with Arena(small=small) as arena:
+        for number, attack in enumerate(chosen, 1):
+            results.append(run(arena, attack))
+            if stream is not None:
+                mark = "ok" if results[-1].as_expected else "NOT AS EXPECTED"
+                stream.print(
+                    f"[{number}/{len(chosen)}] {attack.id}: {mark} ({results[-1].seconds:.0f} s)", markup=False
+                )
+        if "holdfast" in arena.__dict__:
+            steps = arena.holdfast.finish()
+            if stream is not None:
+                stream.print(f"the attacked job ended with status 0 and the right weights after {steps} steps")
+    return results
+
+
+def show(results: list[Result], console: Console) -> None:
+    """Print the table."""
+    table = Table(title="Attacks", show_lines=True)
+    for name, ratio in (("attack", 2), ("vanilla", 3), ("Holdfast", 4)):
+        table.add_column(name, ratio=ratio, overflow="fold")
+    for result in results:
+        cells = [_cell(outcome, result.error) for outcome in (result.vanilla, result.holdfast)]
+        table.add_row(f"{result.attack.threat} {escape(result.attack.title)}", *cells)
+    console.print(table)
+    bad = [result.attack.id for result in results if not result.as_expected]
+    console.print(f"{len(results)} attacks, {len(bad)} not as expected{': ' + ', '.join(bad) if bad else ''}")
+
+
+def as_json(results: list[Result]) -> str:
+    """Return the table as JSON."""
+    rows = [
+        {
+            "id": result.attack.id,
+            "threat": result.attack.threat,
+            "attack": result.attack.title,
+            "vanilla": _outcome(result.vanilla),
+            "holdfast": _outcome(result.holdfast),
+            "as_expected": result.as_expected,
+            "error": result.error,
+        }
+        for result in results
+    ]
+    return json.dumps(rows, indent=2, ensure_ascii=False)
+
+
+def page() -> str:
+    """Return docs/threats.md: what is attacked, how, and what is to come of it; `make attacks` shows that it does."""
+    lines = [
+        "# Threats, attacked",
+        "",
+        "Generated from the attack table (`tests/attacks/table.py`) by `make attacks`; a test holds this page to it.",
+        "Each row is run against vanilla MXNet 1.9.1 and against Holdfast, in network namespaces of one machine. The",
+        "verdicts below are what the run must show, or it fails; `make attacks` prints the evidence of each.",
+        "",
+    ]
+    for threat, words in THREATS.items():
+        lines += [
+            f"## {threat}: {words}",
+            "",
+            "| attack | on vanilla MXNet | vanilla | on Holdfast | Holdfast | what stands against it |",
+            "|---|---|---|---|---|---|",
+        ]
+        for attack in (attack for attack in ATTACKS if attack.threat == threat):
+            cells = [attack.title, attack.against_vanilla, f"**{attack.vanilla_expected}**", attack.against_holdfast]
+            cells += [f"**{attack.holdfast_expected}**", attack.defence]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines) + _LIMITS
+
+
+_LIMITS = """\
+## What these attacks do not show
+
+- They run on one machine: the switch and its security groups are the local hosts' (nftables), not AWS's; the CA's key
+  is in the lab's memory instead of KMS; the agent's part in a revocation is played by the lab on the agent's own code.
+- Gradients are not judged. A worker that was admitted can train towards what it likes; so can the script itself.
+- A node that is taken over is still that node until it is revoked: it has its certificate and its address.
+- The trainer's sandbox of systemd is tested with the units on a booted system, not here.
+"""
+
+
+def _cell(outcome: Outcome | None, error: str) -> str:
+    if outcome is None:
+        return f"[bold red]not tried[/]\n{escape(error[:300])}"
+    colour = "green" if outcome.verdict in _HELD else "red"
+    return f"[bold {colour}]{outcome.verdict}[/]\n{escape(outcome.evidence)}"
+
+
+def _outcome(outcome: Outcome | None) -> dict[str, str] | None:
+    return None if outcome is None else {"verdict": str(outcome.verdict), "evidence": outcome.evidence}
+
+
+def write_page() -> None:
+    """Write docs/threats.md."""
+    PAGE.write_text(page())
+
+
+def fail(text: str) -> int:
+    """Say why nothing was run, and return the exit status."""
+    print(text, file=sys.stderr)
+    return 2
