@@ -23,6 +23,11 @@ _MANIFEST = "manifest"
 _KEYS = ("op", "path", "token")
 #: Numbers of an optimizer that change while it trains, besides those of its scheduler.
 _PROGRESS = ("lr", "num_update", "m_schedule", "last_lr", "cur_lr", "skip")
+#: What every MXNet optimizer holds besides numbers (optimizer.py, Optimizer.__init__), saved elsewhere or constant.
+_CONTAINERS = (
+    *("lr_scheduler", "lr_mult", "wd_mult", "idx2name", "sym_info", "param_dict"),
+    *("_all_index_update_counts", "_index_update_count"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,10 @@ def save(path: Path, updater: Any, token: str) -> None:
             for device, counts in optimizer._all_index_update_counts.items()
             for key, count in counts.items()
         ],
-        "progress": {name: getattr(optimizer, name) for name in _PROGRESS if hasattr(optimizer, name)},
+        "progress": {name: getattr(optimizer, name) for name in _changing(optimizer)},
+        "attributes": [
+            [name, _flatten(getattr(optimizer, name), f"attribute {name}", arrays)] for name in _collections(optimizer)
+        ],
         "scheduler": None if scheduler is None else {"name": type(scheduler).__name__, "state": vars(scheduler)},
     }
     arrays[_MANIFEST] = np.frombuffer(json.dumps(manifest).encode(), dtype=np.uint8)
@@ -113,7 +121,7 @@ def load(path: Path, updater: Any, token: str, mx: Any) -> None:
         kinds = [None if saved is None else saved["name"], None if current is None else type(current).__name__]
         if kinds[0] != kinds[1]:
             raise StateError(f"{path.name}: lr_scheduler must be {kinds[0]}, as when it was saved, got {kinds[1]}")
-        progress = {name: manifest["progress"][name] for name in _PROGRESS if hasattr(optimizer, name)}
+        progress = {name: manifest["progress"][name] for name in _changing(optimizer)}
         for name, value in progress.items():
             require_kind(value, Kind.OPTIONAL_NUMBER, f"progress.{name}")
         num_update = require_kind(progress["num_update"], Kind.COUNT, "progress.num_update")
@@ -122,6 +130,11 @@ def load(path: Path, updater: Any, token: str, mx: Any) -> None:
             for device, key, count in manifest["counts"]
         ]
         scheduler = None if saved is None else schedulers.decode(saved, num_update, mx.lr_scheduler)
+        attributes = {name: _unflatten(value, arrays, mx) for name, value in manifest["attributes"]}
+        if sorted(attributes) != sorted(_collections(optimizer)):
+            raise StateError(
+                f"{path.name}: the optimizer must have the attributes {sorted(attributes)} besides numbers"
+            )
         loaded = {_key(key): _unflatten(state, arrays, mx) for key, state in manifest["states"]}
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"{path.name} has a damaged manifest ({type(error).__name__})") from None
@@ -130,7 +143,7 @@ def load(path: Path, updater: Any, token: str, mx: Any) -> None:
         counted.clear()
     for device, index, count in counts:
         optimizer._all_index_update_counts.setdefault(device, {})[index] = count
-    vars(optimizer).update(progress)
+    vars(optimizer).update(progress | attributes)
     optimizer.lr_scheduler = scheduler
 
 
@@ -159,13 +172,31 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return arrays, manifest
 
 
+def _is_plain(optimizer: Any) -> bool:
+    """Whether all that changes of an optimizer is what `_PROGRESS` names: not so of LBSGD's, and of a job's own."""
+    name = type(optimizer).__name__.lower()
+    return name in OPTIMIZERS and name != "lbsgd"
+
+
+def _changing(optimizer: Any) -> list[str]:
+    """Return the names of an optimizer's numbers that may change while it trains; all there are, unless it is plain."""
+    names = [name for name in _PROGRESS if hasattr(optimizer, name)]
+    if not _is_plain(optimizer):
+        numbers = [name for name, value in vars(optimizer).items() if type(value) in (int, float)]
+        names += [name for name in numbers if name not in names]
+    return names
+
+
+def _collections(optimizer: Any) -> list[str]:
+    """Return the names of what else may change of an optimizer that is not plain."""
+    constant = bool | int | float | str | None
+    attributes = {} if _is_plain(optimizer) else vars(optimizer)
+    return [name for name, value in attributes.items() if name not in _CONTAINERS and not isinstance(value, constant)]
+
+
 def _require_known(optimizer: Any) -> None:
-    """Raise StateError for an optimizer or scheduler with a state that is not known here: it would be lost."""
-    name, scheduler = type(optimizer).__name__, optimizer.lr_scheduler
-    if name.lower() not in OPTIMIZERS:
-        raise StateError(
-            f"the optimizer must be one of {sorted(OPTIMIZERS)} for its states to be saved whole, got {name}"
-        )
+    """Raise StateError for a scheduler with a state of a kind that would be lost."""
+    scheduler = optimizer.lr_scheduler
     if scheduler is not None and type(scheduler).__name__ not in schedulers.STATES:
         raise StateError(
             f"lr_scheduler must be one of {sorted(schedulers.STATES)} for its state to be saved, got "
@@ -185,8 +216,13 @@ def _flatten(state: Any, name: str, arrays: dict[str, Any]) -> Any:
     if isinstance(state, tuple | list):
         kind = "tuple" if isinstance(state, tuple) else "list"
         return {kind: [_flatten(item, f"{name}.{index}", arrays) for index, item in enumerate(state)]}
+    if isinstance(state, dict):
+        return {"dict": [[_key(key), _flatten(item, f"{name}.{key}", arrays)] for key, item in state.items()]}
     if not hasattr(state, "asnumpy"):
-        raise StateError(f"optimizer state {name} must be an array, got {type(state).__name__}")
+        raise StateError(
+            f"optimizer {name if name.startswith('attribute') else f'state {name}'} must hold arrays and numbers, in "
+            f"lists, tuples or dicts, for it to be saved; got {type(state).__name__}"
+        )
     arrays[name] = state.asnumpy()
     return {"array": name}
 
@@ -197,6 +233,8 @@ def _unflatten(shape: dict[str, Any], arrays: dict[str, Any], mx: Any) -> Any:
         return mx.nd.array(arrays[value], dtype=arrays[value].dtype)
     if kind == "tuple":
         return tuple(_unflatten(item, arrays, mx) for item in value)
+    if kind == "dict":
+        return {_key(key): _unflatten(item, arrays, mx) for key, item in value}
     if kind == "list":
         return [_unflatten(item, arrays, mx) for item in value]
     return require_kind(value, Kind.OPTIONAL_NUMBER, "state")
