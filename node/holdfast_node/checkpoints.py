@@ -63,7 +63,7 @@ def save(
     """
     if not NAME_PATTERN.fullmatch(name) or name in (LATEST, MANIFEST):
         raise CheckpointError(f"checkpoint name must match {NAME_PATTERN.pattern} and not be {LATEST}, got {name!r}")
-    noted = {key: float(value) if math.isfinite(value) else None for key, value in (metrics or {}).items()}
+    noted = _noted(metrics or {})
     temporary = draft_path(directory, draft or secrets.token_hex(8))
     with explained(directory, name):
         directory.mkdir(parents=True, exist_ok=True)
@@ -87,6 +87,13 @@ def save(
             except OSError as error:
                 _log.warning("checkpoint %s is saved, but not tidied up after: %s", name, error)
     return target
+
+
+def _noted(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    try:
+        return {str(name): float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+    except (TypeError, ValueError, AttributeError):
+        raise CheckpointError(f"metrics must be numbers by name, got {str(metrics)[:80]}") from None
 
 
 def draft_path(directory: Path, draft: str) -> Path:

@@ -78,6 +78,12 @@ REFUSED: dict[str, tuple[str, dict[str, str], str]] = {
         "Retention is not valid JSON: ",
     ),
     "a step before the first": ("gluon().save(0)", {}, "step must be a whole number from 1, how many are done, got 0"),
+    "half a step": ("gluon().save(1.5)", {}, "step must be a whole number from 1, how many are done, got 1.5"),
+    "a metric in words": (
+        "gluon().save(1, metrics={'loss': 'low'})",
+        {},
+        "checkpoint step-00000001 was not written: metrics must be numbers by name, got {'loss': 'low'}",
+    ),
     "a save before training": (
         "gluon(trained=False).save(1)",
         {},

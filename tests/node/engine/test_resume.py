@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.node.engine.conftest import ROOT
+from tests.node.engine.conftest import PYTHON, ROOT
 
 EXAMPLE = ROOT / "examples/resume"
 SEED = "5eed" * 16
@@ -153,3 +153,14 @@ def test_every_optimizer_resumes_to_the_same_bits(in_node: Callable[..., dict[st
     outcome = in_node("resuming.py", str(tmp_path))
     assert {name: same for name, same in outcome.items() if same is not True} == {}
     assert len(outcome) >= 20
+
+
+def test_mxnets_own_servers_are_named_where_they_cannot_save(cluster: MakeCluster) -> None:
+    job = cluster(script=RATES, args=("1", "servers"), workers=1, servers=1)
+    for name, role in (("scheduler0", "scheduler"), ("server0", "server")):
+        job.start_raw(name, [str(PYTHON), "-c", "import mxnet"], DMLC_ROLE=role)
+    job.start_raw("worker0", [str(PYTHON), str(job.code / "train.py"), *job.args])
+    job.wait_for("worker0", "CheckpointError")
+    assert "the optimizer's states are on MXNet's own servers, which cannot save them; run the job with" in (
+        job.log("worker0")
+    )

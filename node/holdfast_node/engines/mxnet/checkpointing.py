@@ -11,6 +11,7 @@ so that all of them go on from the same checkpoint, or all of them raise.
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -111,8 +112,9 @@ class Checkpoints:
         Raises:
             CheckpointError: on every worker, where one could not write its part, or the checkpoint exists already.
         """
-        if not isinstance(step, int) or isinstance(step, bool) or step < 1:
+        if not hasattr(step, "__index__") or isinstance(step, bool) or step < 1:
             raise CheckpointError(f"step must be a whole number from 1, how many are done, got {step!r}")
+        step = operator.index(step)  # NumPy's numbers are no JSON
         workers, name = training.workers, f"step-{step:08d}"
         draft = f"{name}-{os.environ.get('HOLDFAST_GENERATION', '1')}"
         # Three meetings: the draft is there, every part is written, the checkpoint is complete. Everybody comes to all
