@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from holdfast_node.contract.roles import Role, overlay_address
+from holdfast_node.contract.statuses import EXIT_REFUSED
 from holdfast_node.engines.errors import EngineError
 from holdfast_node.engines.mxnet import events, messages, native, policy
 from holdfast_node.engines.mxnet.messages import Message
 
-#: A peer broke its role's rules (sysexits.h, EX_NOPERM): final for the job, which is not started again.
-EXIT_REFUSED = 77
 _ending = threading.Lock()
 
 

@@ -16,13 +16,12 @@ from typing import Any
 
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.roles import Role
+from holdfast_node.contract.statuses import EXIT_PORT
 from holdfast_node.engines.errors import EngineError, PortError
-from holdfast_node.engines.mxnet import events, pickles, ports, randomness, shipped
+from holdfast_node.engines.mxnet import events, heartbeats, pickles, ports, randomness, shipped
 from holdfast_node.engines.mxnet.controller import Controller
 from holdfast_node.engines.mxnet.guard import Guard
 
-#: Exit status where the pinned port is taken (sysexits.h, EX_UNAVAILABLE); guard.py has the one of a refusal.
-EXIT_PORT = 69
 _ROLES = (Role.SCHEDULER.value, Role.SERVER.value)
 _LISTEN_SECONDS = 60.0
 _Callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
@@ -52,7 +51,12 @@ def serve(role: str) -> None:
     os.environ["DMLC_ROLE"] = role
     guard = Guard(_LIB, Role(role))
     store = mx.kv.create("dist")
-    threading.Thread(target=_check_listener, args=(address,), daemon=True).start()
+
+    def watch() -> None:
+        _check_listener(address)  # before it listens, ps-lite has no heartbeats to ask for
+        heartbeats.watch(store, _LIB, Role(role))
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
     controller = Controller(
         store, mx, report=guard.report, installed=guard.installed, end=guard.end, own=shipped.load(mx)
     )

@@ -16,12 +16,10 @@ from typing import Any, NoReturn
 
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.roles import Role
+from holdfast_node.contract.statuses import EXIT_PORT
 from holdfast_node.engines.errors import EngineError, PortError
 from holdfast_node.engines.mxnet import compatibility, events, ports, randomness, saving, shipped, updates
 from holdfast_node.engines.mxnet.guard import Guard
-
-#: As the server's launcher (sysexits.h, EX_UNAVAILABLE).
-EXIT_PORT = 69
 
 
 def prepare() -> None:
