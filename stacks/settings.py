@@ -179,7 +179,7 @@ class Limits(_Section):
     )
     max_restarts: Annotated[int, Field(ge=0, le=MAX_RESTARTS)] = Field(
         default=DEFAULT_MAX_RESTARTS,
-        description="how often a job may go on from its last checkpoint after a failure; a submission may ask for less",
+        description="the most often that a job may go on from its last checkpoint after a failure",
     )
     enrolment_concurrency: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         default=None,

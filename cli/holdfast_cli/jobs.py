@@ -17,7 +17,13 @@ from holdfast_cli.aws_errors import code_of
 from holdfast_cli.errors import NotFoundError, SubmitError
 from holdfast_cli.packing import find_entry, pack
 from holdfast_node.contract import dsse
-from holdfast_node.contract.documents import JOB_ID_PATTERN, RELATIVE_PATH_PATTERN, CodeArchive, JobDocument
+from holdfast_node.contract.documents import (
+    DEFAULT_MAX_RESTARTS,
+    JOB_ID_PATTERN,
+    RELATIVE_PATH_PATTERN,
+    CodeArchive,
+    JobDocument,
+)
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.seeds import new_seed
@@ -210,7 +216,7 @@ def _timeout(wanted: int | None, cluster: Cluster) -> int:
 
 def _restarts(wanted: int | None, cluster: Cluster) -> int:
     if wanted is None:
-        return cluster.max_restarts
+        return min(DEFAULT_MAX_RESTARTS, cluster.max_restarts)
     if not 0 <= wanted <= cluster.max_restarts:
         raise SubmitError(
             f"max-restarts must be between 0 and {cluster.max_restarts}, got {wanted}; the limit of cluster "

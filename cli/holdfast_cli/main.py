@@ -56,7 +56,7 @@ def cli(context: click.Context, cluster: str | None, region: str | None, local: 
 @click.option("--model-dir", default="model", show_default=True, help="What the script exports, relative to its cwd.")
 @click.option("--timeout", metavar="TIME", help="Deadline, as 90s, 30m or 1h30m. Default: 1h, or less if limited.")
 @click.option("--seed", metavar="SEED", help="Repeat a run: the seed that `status` shows, or any text. Default: fresh.")
-@click.option("--max-restarts", metavar="N", type=int, help="Restarts after failures. Default: what is allowed.")
+@click.option("--max-restarts", metavar="N", type=int, help="Restarts after failures. Default: 2, or less if limited.")
 @click.option("--wait", is_flag=True, help="Show progress until the job has ended; exit 3 if it failed.")
 @output_option
 @pass_options

@@ -39,7 +39,7 @@ from holdfast_node.journal import Journal
 from holdfast_node.log_reading import one_line
 from holdfast_node.part import Node, Part
 from holdfast_node.predict.node import PredictorAgent
-from holdfast_node.presence import Presence
+from holdfast_node.presence import Presence, Pulse
 from holdfast_node.renewal import Renewal
 from holdfast_node.store import Store
 
@@ -209,6 +209,7 @@ def main() -> int:
     except (HoldfastError, BotoCoreError, OSError) as error:
         _LOG.error("%s", one_line(f"{type(error).__name__}: {error}"))
         return 1
+    Pulse(paths.alive("agent")).start()
     try:
         return agent.run()
     except (HoldfastError, BotoCoreError, ClientError, OSError):

@@ -4,14 +4,31 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from holdfast_node.contract.documents import Registration
 from holdfast_node.contract.layout import JobsBucket
+from holdfast_node.contract.services import AGENT_WATCHDOG_SECONDS
 from holdfast_node.store import Store
 
 _LOG = logging.getLogger("holdfast")
+
+
+class Pulse(threading.Thread):
+    """Tells the node's service manager that the agent runs, for as long as it does."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self._path = path
+
+    def run(self) -> None:
+        """Touch the file for as long as the process lives."""
+        self._path.parent.mkdir(exist_ok=True)
+        while True:
+            self._path.touch()
+            time.sleep(AGENT_WATCHDOG_SECONDS / 10)
 
 
 class Presence(threading.Thread):

@@ -272,8 +272,8 @@ REFUSALS = {
     ),
     "restarts without end": (
         {"limits.max_restarts": "101"},
-        "[limits] max_restarts must be between 0 and 100, got 101; set it to how often a job may go on from its last "
-        "checkpoint after a failure; a submission may ask for less",
+        "[limits] max_restarts must be between 0 and 100, got 101; set it to the most often that a job may go on from "
+        "its last checkpoint after a failure",
     ),
     "a negative price": (
         {"workers.usd_per_hour": "-1.0"},

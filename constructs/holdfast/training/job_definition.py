@@ -21,9 +21,10 @@ from typing import Any
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
-#: Processes of a group that would end or replace a job's instances (EC2 Auto Scaling user guide, "Suspend-resume
-#: processes"). They stay suspended: a group is used by jobs alone.
-SUSPENDED = ("AZRebalance", "ReplaceUnhealthy")
+#: Processes of a group that would end a job's instances though they work (EC2 Auto Scaling user guide, "Suspend-resume
+#: processes"). They stay suspended: a group is used by jobs alone. Unhealthy instances are replaced: a job goes on with
+#: the new one (docs/failure.md).
+SUSPENDED = ("AZRebalance",)
 _CALL_TIMEOUT_SECONDS = 60
 #: A raise that cannot work should fail soon; a lowering is worth minutes of trying.
 _RAISE_ATTEMPTS = 3
@@ -198,7 +199,7 @@ def _sweep(partition: str, jobs_bucket: str) -> dict[str, Any]:
 
 
 def _raise(role: Role, group: str, partition: str, desired: int | str) -> dict[str, Any]:
-    """Set a group's capacity, after stopping what would replace instances under a running job.
+    """Set a group's capacity, after stopping what would end instances that work under a running job.
 
     Rebalancing between zones ends instances that work. Stopping it protects a job and is no condition of one, so a
     refusal leads on; the execution's log holds it.

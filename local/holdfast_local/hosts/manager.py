@@ -2,7 +2,8 @@
 
 A service that waits starts when its request file appears, ends (its whole process group) when that file is
 removed, and starts again when a new one appears. When a service has ended, its exit record is written. A reload
-request becomes a SIGHUP.
+request becomes a SIGHUP. What was killed is started again where its service says so, and what no longer says that
+it lives is killed.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from holdfast_node.contract.layout import NodePaths, User
 from holdfast_node.contract.services import Service
 
 STOP_SECONDS = 3.0
+RESTART_SECONDS = 1.0
 _ONCE_SECONDS = 60.0
 _UMASK = 0o027
 
@@ -29,6 +31,7 @@ class _Running:
     service: Service
     process: "subprocess.Popen[bytes]"
     stop_by: float | None = None
+    alive: tuple[tuple[int, int] | None, float] = (None, 0.0)
 
 
 class ServiceManager:
@@ -57,6 +60,7 @@ class ServiceManager:
         self._environment, self._drop, self._report = environment, drop_capabilities, report
         self._running: dict[int, _Running] = {}
         self._handled: dict[str, tuple[int, int]] = {}
+        self._restart_at: dict[str, float] = {}
         # Records go through this descriptor: the agent owns the directory above and could swap what is below it.
         self._records = _open_directory(paths.exit_record("any").parent)
         self._reloads = _open_directory(paths.reload_request("any").parent)
@@ -82,9 +86,24 @@ class ServiceManager:
                 self._follow_request(service, now)
             if service.reloads:
                 self._follow_reload(service)
+            if self._restart_at.get(service.name, now) < now:
+                del self._restart_at[service.name]
+                self._start(service)
+        self._watch(now)
         for running in self._running.values():
             if running.stop_by is not None and now >= running.stop_by:
                 _signal_group(running.process.pid, signal.SIGKILL)
+
+    def _watch(self, now: float) -> None:
+        """Kill what has not said for too long that it lives; times are compared with each other, not with a clock."""
+        for running in self._running.values():
+            if (limit := running.service.watchdog_seconds) is None:
+                continue
+            mark = _identity(self._paths.alive(running.service.name))
+            if mark is not None and mark == running.alive[0] and now - running.alive[1] > limit:
+                _signal_group(running.process.pid, signal.SIGKILL)
+            elif mark != running.alive[0]:
+                running.alive = (mark, now)
 
     def reap(self) -> None:
         """Collect every child that has ended; orphans of services are collected without a record."""
@@ -199,6 +218,8 @@ class ServiceManager:
         _signal_group(running.process.pid, signal.SIGKILL)  # what is left of its group has lost its leader
         self._record(running.service.name, status)
         self._report(running.service.name, f"exited {status}")
+        if running.service.restarts and status < 0 and running.stop_by is None:
+            self._restart_at[running.service.name] = time.monotonic() + RESTART_SECONDS
 
     def _record(self, name: str, status: int) -> None:
         temporary = f".{name}.tmp"

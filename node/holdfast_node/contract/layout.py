@@ -103,6 +103,10 @@ class NodePaths:
         """The file whose appearance has the service manager send SIGHUP to a service; the manager removes it."""
         return self.run / "reload" / service
 
+    def alive(self, service: str) -> Path:
+        """The file that a service with a watchdog touches for as long as it runs."""
+        return self.run / "alive" / service
+
     def exit_record(self, service: str) -> Path:
         """Where the service manager writes `{"status": int}` once a service has ended (negative: signal)."""
         return self.run / "exit" / f"{service}.json"

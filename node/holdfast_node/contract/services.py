@@ -4,7 +4,10 @@ A service manager (systemd on EC2, `holdfast_local` on one machine) runs `once` 
 starts the others as their user when `waits_for_request` is false or when the agent has created
 `NodePaths.start_request(name)`, and writes `NodePaths.exit_record(name)` when one has ended. When the agent creates
 `NodePaths.reload_request(name)`, it removes that file and sends SIGHUP to the main process of a service that reloads;
-one that does not run is not started: it reads its files when it starts.
+one that does not run is not started: it reads its files when it starts. A service with `restarts` is started again
+when a signal has ended it (systemd's `Restart=on-abnormal`); a status that it chose itself stands. One with a
+`watchdog_seconds` changes `NodePaths.alive(name)` more often than that, and is killed when it stops doing so
+(`WatchdogSec=`): a stopped process ends neither by itself nor by asking.
 
 `peers` is the one root process after the boot: at the agent's request it admits a job's addresses, from a document
 that it parses as strictly as the agent did, and ends.
@@ -15,12 +18,16 @@ from dataclasses import dataclass
 
 from holdfast_node.contract.layout import NodePaths, User
 
+#: A tenth of this is how often the agent says that it lives.
+AGENT_WATCHDOG_SECONDS = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """A process of a node. `user` None is root; `once` services end before the next one starts.
 
-    One that `reloads` reads its configuration and files again on SIGHUP, and keeps its connections.
+    One that `reloads` reads its configuration and files again on SIGHUP, and keeps its connections. One that `restarts`
+    takes up again what the killed one has left.
     """
 
     name: str
@@ -29,6 +36,8 @@ class Service:
     once: bool = False
     waits_for_request: bool = False
     reloads: bool = False
+    restarts: bool = False
+    watchdog_seconds: int | None = None
 
 
 def services(paths: NodePaths, *, python: str = sys.executable, stunnel: str = "stunnel") -> tuple[Service, ...]:
@@ -36,7 +45,13 @@ def services(paths: NodePaths, *, python: str = sys.executable, stunnel: str = "
     root = ("--root", str(paths.root))
     return (
         Service(name="firewall", argv=(python, "-m", "holdfast_node.firewall", *root), user=None, once=True),
-        Service(name="agent", argv=(python, "-m", "holdfast_node.agent", *root), user=User.AGENT),
+        Service(
+            name="agent",
+            argv=(python, "-m", "holdfast_node.agent", *root),
+            user=User.AGENT,
+            restarts=True,
+            watchdog_seconds=AGENT_WATCHDOG_SECONDS,
+        ),
         Service(
             name="peers",
             argv=(python, "-m", "holdfast_node.firewall", *root, "--admit-peers"),

@@ -1,6 +1,8 @@
 """The service manager alone, in a process of its own: it reaps every child of its process."""
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from holdfast_node.contract.services import services
 #: Runs the contract's table with a program in the tunnel's place that writes down each signal it gets.
 MANAGER = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from holdfast_local.hosts.manager import ServiceManager
 from holdfast_node.contract.layout import NodePaths
@@ -23,6 +26,8 @@ from holdfast_node.contract.services import services
 
 paths = NodePaths(Path(sys.argv[1]))
 table = [s for s in services(paths, stunnel=sys.argv[2]) if s.name == "tunnel"]
+if len(sys.argv) > 3:
+    table = [replace(s, argv=(sys.argv[3],), watchdog_seconds=1) for s in services(paths) if s.name == "agent"]
 manager = ServiceManager(paths=paths, table=table, uids=None, environment=lambda s: {"PATH": "/usr/bin:/bin"},
                          drop_capabilities=False, report=lambda name, state: print(name, state, flush=True))
 manager.start()
@@ -111,6 +116,71 @@ def test_a_link_in_the_requests_place_is_removed_and_not_what_it_leads_to(manage
     managed.paths.reload_request("tunnel").symlink_to(victim)
     until(lambda: "HUP" in managed.told())
     assert victim.exists()
+
+
+#: Says that it lives for as long as it is told to, and then does what it is told, or nothing more.
+AGENT = """\
+#!/bin/sh
+echo started $$
+while [ ! -e "$(dirname "$0")/order" ]; do touch "$(dirname "$0")/run/holdfast/alive/agent"; sleep 0.1; done
+order="$(cat "$(dirname "$0")/order")"; rm "$(dirname "$0")/order"
+$order
+sleep 600
+"""
+
+
+class ManagedAgent:
+    def __init__(self, root: Path) -> None:
+        self.root, self.paths = root, NodePaths(root)
+        make_directories(self.paths, None)
+        self.program = root / "agent.sh"
+        self.program.write_text(AGENT)
+        self.program.chmod(0o755)
+
+    def starts(self) -> list[int]:
+        with contextlib.suppress(FileNotFoundError):
+            words = self.paths.log("agent").read_text().split()
+            return [int(word) for word in words if word.isdecimal()]
+        return []
+
+    def order(self, text: str) -> None:
+        (self.root / ".order").write_text(text)
+        (self.root / ".order").rename(self.root / "order")
+
+
+@pytest.fixture
+def managed_agent(tmp_path: Path) -> Iterator[ManagedAgent]:
+    agent = ManagedAgent(tmp_path)
+    argv = [sys.executable, "-c", MANAGER, str(tmp_path), "unused", str(agent.program)]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: len(agent.starts()) == 1)
+        yield agent
+    finally:
+        (tmp_path / "end").touch()
+        process.wait(timeout=20)
+
+
+def test_an_agent_that_was_killed_is_started_again(managed_agent: ManagedAgent) -> None:
+    os.kill(managed_agent.starts()[0], signal.SIGKILL)
+    until(lambda: len(managed_agent.starts()) == 2)
+
+
+def test_an_agent_that_was_stopped_is_killed_and_started_again(managed_agent: ManagedAgent) -> None:
+    os.kill(managed_agent.starts()[0], signal.SIGSTOP)
+    until(lambda: len(managed_agent.starts()) == 2)
+    assert not Path(f"/proc/{managed_agent.starts()[0]}").exists()
+
+
+def test_an_agent_that_ends_with_a_status_of_its_own_has_ended(managed_agent: ManagedAgent) -> None:
+    managed_agent.order("exit 1")
+    until(lambda: managed_agent.paths.exit_record("agent").exists())
+    time.sleep(1.5)  # half a second more than it would be started again after
+    assert len(managed_agent.starts()) == 1
+
+
+def test_only_the_agent_is_started_again() -> None:
+    assert [service.name for service in services(NodePaths()) if service.restarts] == ["agent"]
 
 
 def test_only_the_tunnel_reloads() -> None:
