@@ -26,9 +26,9 @@ class Detection:
     @property
     def heartbeat_seconds(self) -> int:
         """How old ps-lite's last heartbeat of a process may be; it counts whole seconds and beats once in each."""
-        return self.lost_seconds * 2 // 3
+        return self.lost_seconds * 3 // 5
 
     @property
     def unreachable_seconds(self) -> float:
         """How long a peer may leave everything unacknowledged that this node's kernel sends it."""
-        return self.lost_seconds * 0.6
+        return self.lost_seconds * 0.5

@@ -167,6 +167,7 @@ def test_an_agent_that_was_killed_is_started_again(managed_agent: ManagedAgent) 
 
 
 def test_an_agent_that_was_stopped_is_killed_and_started_again(managed_agent: ManagedAgent) -> None:
+    until(lambda: managed_agent.paths.alive("agent").exists())
     os.kill(managed_agent.starts()[0], signal.SIGSTOP)
     until(lambda: len(managed_agent.starts()) == 2)
     assert not Path(f"/proc/{managed_agent.starts()[0]}").exists()

@@ -65,10 +65,19 @@ def test_the_scheduler_watches_everybody_and_everybody_the_scheduler() -> None:
 def test_a_late_peer_is_reported_once_and_not_lost() -> None:
     silence = Silence()
     watch = watch_of(silence)
-    for second, silent in enumerate((0, 4, 5, 9, 0, 0)):
+    for second, silent in enumerate((0, 4, 5, 9, 9, 0, 0)):
         silence.seconds[11] = silent
         assert watch.look(float(second)) is None
     assert silence.told == [("peer_late", "worker 1", 3), ("peer_back", "worker 1", 6)]
+
+
+def test_a_silence_of_one_moment_is_none() -> None:
+    silence = Silence()
+    watch = watch_of(silence)
+    for second in range(10):
+        silence.seconds = {8: 99, 9: 99, 10: 99, 11: 99} if second % 2 else {}
+        assert watch.look(float(second)) is None
+    assert silence.told == []
 
 
 LOST = {
@@ -82,7 +91,9 @@ LOST = {
 def test_a_lost_peer_is_named(seconds: dict[int, int], words: str) -> None:
     silence = Silence()
     silence.seconds = seconds
-    assert watch_of(silence).look(0.0) == words
+    watch = watch_of(silence)
+    assert watch.look(0.0) is None
+    assert watch.look(1.0) == words
     assert [told for told in silence.told if told[0] == "peer_lost"]
 
 
@@ -93,7 +104,8 @@ def test_who_was_suspended_itself_accuses_nobody_before_it_has_caught_up() -> No
     silence.seconds[9] = 60
     assert watch.look(60.0) is None
     assert watch.look(62.0) is None
-    assert watch.look(63.5) is not None
+    assert watch.look(63.5) is None
+    assert watch.look(65.0) is not None
 
 
 @pytest.fixture

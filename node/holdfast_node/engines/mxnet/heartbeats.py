@@ -20,6 +20,9 @@ from holdfast_node.engines.mxnet import events
 _POLL_SECONDS = 0.5
 #: This process has itself not run for a while (a suspended machine): what it missed gets this long to arrive.
 _CATCH_UP_SECONDS = 3.0
+#: ps-lite is "ready" up to 100 ms before it notes its start time (postoffice.cc, `Postoffice::Start`), and calls
+#: everybody dead in between: a silence counts once it was there a second ago too.
+_CONFIRM_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Watch:
         report: Callable[..., None] = events.emit,
     ) -> None:
         self._watched, self._limit, self._is_silent, self._report = watched, limit_seconds, is_silent, report
+        self._silent: dict[tuple[Watched, int], float] = {}
         self._late: dict[Watched, float] = {}
         self._looked: float | None = None
         self._blind_until = 0.0
@@ -72,19 +76,25 @@ class Watch:
             return None
         late = max(1, self._limit // 3)
         for peer in self._watched:
-            if self._is_silent(peer.node, late):
+            if self._holds(peer, late, now):
                 if peer not in self._late:
                     self._late[peer] = now
                     self._report("peer_late", role=peer.role, rank=peer.rank, seconds=late)
             elif (since := self._late.pop(peer, None)) is not None:
                 self._report("peer_back", role=peer.role, rank=peer.rank, seconds=round(now - since) + late)
-        lost = [peer for peer in self._late if self._is_silent(peer.node, self._limit)]
+        lost = [peer for peer in self._watched if self._holds(peer, self._limit, now)]
         for peer in lost:
             self._report("peer_lost", role=peer.role, rank=peer.rank, seconds=self._limit)
         if not lost:
             return None
         who = "nobody" if len(lost) == len(self._watched) > 1 else f"nothing of {', '.join(map(str, lost))}"
         return f"{who} was heard of for {self._limit} s: stopped, hung or cut off"
+
+    def _holds(self, peer: Watched, seconds: int, now: float) -> bool:
+        if not self._is_silent(peer.node, seconds):
+            self._silent.pop((peer, seconds), None)
+            return False
+        return now - self._silent.setdefault((peer, seconds), now) >= _CONFIRM_SECONDS
 
 
 def watch(store: Any, library: Any, role: Role) -> NoReturn:
