@@ -243,7 +243,7 @@ def await_serving(state: Path) -> list[dict[str, Any]]:
     while time.monotonic() < deadline:
         hosts = [host for host in session.hosts(state)["hosts"] if host["role"] == "predictor"]
         logs = [exec_in_host(state, host["instance_id"], ["cat", "/var/log/holdfast/agent.log"]) for host in hosts]
-        if len(hosts) == 2 and all("serving predictions on" in log.stdout for log in logs):
+        if len(hosts) == 2 and all("serving predictions" in log.stdout for log in logs):
             return hosts
         time.sleep(0.5)
     raise AssertionError(f"no predictor serves within 120 s: {[log.stdout[-2000:] for log in logs]}")
@@ -282,3 +282,7 @@ def test_a_trained_model_is_served_to_whom_the_rules_let_in(
     assert answer == "200 " + json.dumps({"predictions": expected["labels"]}, separators=(",", ":"))
     service = exec_in_host(state, server["instance_id"], ["cat", "/var/log/holdfast/trainer.log"]).stdout
     assert f"spiffe://local/predictor/{client['instance_id']}" in service
+    if session.hosts(state)["separate_users"]:
+        processes = exec_in_host(state, server["instance_id"], ["ps", "-eo", "uid,args"]).stdout.splitlines()
+        owners = {line.split()[0] for line in processes if "holdfast_node.predict.service" in line}
+        assert owners == {str(UIDS[User.TRAINER])}

@@ -9,8 +9,10 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import boto3
 from botocore.config import Config
@@ -25,7 +27,7 @@ from holdfast_node.engines.base import Launch
 from holdfast_node.engines.mxnet.engine import python_environment
 from holdfast_node.fetching import fetch_model
 from holdfast_node.listeners import is_listening, require_free
-from holdfast_node.log_reading import exit_cause, one_line, read_tail
+from holdfast_node.log_reading import last_line, one_line, read_tail
 from holdfast_node.logship import LogShipper
 from holdfast_node.predict.places import Places
 from holdfast_node.renewal import Renewal
@@ -100,31 +102,17 @@ class PredictorAgent:
 
     def _supervise(self, renewal: Renewal, address: str) -> str:
         """Keep the service running, and tell it who is revoked; return why it can go on no longer."""
-        port, restarts, told = self._predictions.port, 0, 0.0
-        self._control.start(SERVICE)
-        started, listens = time.monotonic(), False
-        while True:
-            now = time.monotonic()
-            if now - told > DENIED_SECONDS:
-                write_private(self._places.denied, json.dumps(sorted(self._denials.denied())))
-                told = now
-            if (cause := renewal.cause() or self._denials.cause([self._instance.instance_id])) is not None:
-                return cause
-            if (status := self._control.exit_status(SERVICE)) is not None:
-                cause = f"the prediction service: {exit_cause(status, read_tail(self._paths.log(SERVICE)))}"
-                if not listens or restarts == MAX_RESTARTS:
-                    return cause  # it refuses the model, or it ends again and again
-                _LOG.warning("%s; started again", one_line(cause))
-                restarts += 1
-                self._control.stop(SERVICE)
-                self._control.start(SERVICE)
-                started, listens = now, False
-            elif not listens and is_listening(address, port):
-                _LOG.info("serving predictions on %s:%d", address, port)
-                listens = True
-            elif not listens and now - started > START_SECONDS:
-                return f"the prediction service did not listen on {address}:{port} within {START_SECONDS} s"
+        port, own = self._predictions.port, [self._instance.instance_id]
+        supervisor = Supervisor(
+            self._control,
+            cause=lambda: renewal.cause() or self._denials.cause(own),
+            tell=lambda: write_private(self._places.denied, json.dumps(sorted(self._denials.denied()))),
+            listens=lambda: is_listening(address, port),
+            log=lambda: read_tail(self._paths.log(SERVICE)),
+        )
+        while (cause := supervisor.step(time.monotonic())) is None:
             time.sleep(_POLL_SECONDS)
+        return cause
 
     def _enrol(self) -> Renewal:
         self._places.tls.mkdir(mode=0o750, exist_ok=True)
@@ -143,6 +131,76 @@ class PredictorAgent:
         pem = signing.public_key_pem(signing.public_key(self._kms, self._config.model_signing_key))
         self._places.key.write_bytes(pem)
         return pem
+
+
+class Services(Protocol):
+    """The part of `ServiceControl` that supervision needs."""
+
+    def start(self, service: str) -> None:
+        """Have the service started."""
+
+    def stop(self, *services: str) -> bool:
+        """End these services."""
+
+    def exit_status(self, service: str) -> int | None:
+        """Return how the service ended since it was last asked for, or None."""
+
+
+class Supervisor:
+    """Starts the service, starts it again when it ends, and gives up for a cause. Sans-IO: `step` takes the time."""
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        cause: Callable[[], str | None],
+        tell: Callable[[], None],
+        listens: Callable[[], bool],
+        log: Callable[[], str],
+    ) -> None:
+        """Supervise through these edges.
+
+        Args:
+            services: starts and ends the service.
+            cause: why this node can serve no longer (its identity ended, it was revoked), or None.
+            tell: tells the service who is revoked.
+            listens: whether the endpoint's port is open.
+            log: the end of the service's log.
+        """
+        self._services, self._cause, self._tell = services, cause, tell
+        self._listens, self._log = listens, log
+        self._started: float | None = None
+        self._told = 0.0
+        self._serving = False
+        self.restarts = 0
+
+    def step(self, now: float) -> str | None:
+        """Do what is due at `now` (monotonic seconds); return why it is over, or None."""
+        if self._started is None or now - self._told > DENIED_SECONDS:
+            self._tell()
+            self._told = now
+        if self._started is None:
+            self._start(now)
+        if (cause := self._cause()) is not None:
+            return cause
+        if (status := self._services.exit_status(SERVICE)) is not None:
+            ended = f"the prediction service ended with status {status}: {last_line(self._log())}"
+            if not self._serving or self.restarts == MAX_RESTARTS:
+                return ended  # it refuses the model, or it ends again and again
+            _LOG.warning("%s; started again", one_line(ended))
+            self.restarts += 1
+            self._services.stop(SERVICE)
+            self._start(now)
+        elif not self._serving and self._listens():
+            _LOG.info("serving predictions on the endpoint's port")
+            self._serving = True
+        elif not self._serving and self._started is not None and now - self._started > START_SECONDS:
+            return f"the prediction service did not open its port within {START_SECONDS} s"
+        return None
+
+    def _start(self, now: float) -> None:
+        self._started, self._serving = now, False
+        self._services.start(SERVICE)
 
 
 def prepare(places: Places, predictions: Predictions) -> None:

@@ -140,7 +140,15 @@ class PredictionService:
             ssl_handshake_timeout=bounds.handshake_seconds,
             ssl_shutdown_timeout=1.0,
         )
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        try:
+            await self._exchange(transport, asyncio.StreamWriter(transport, protocol, reader, loop), reader, address)
+        finally:
+            transport.abort()
+
+    async def _exchange(
+        self, transport: asyncio.Transport, writer: asyncio.StreamWriter, reader: asyncio.StreamReader, address: str
+    ) -> None:
+        """Read one request, answer it, and close."""
         client = client_name(transport.get_extra_info("peercert") or {})
         started = self._clock()
         line: dict[str, Any] = {"event": "request", "client": client, "address": address}
@@ -154,20 +162,17 @@ class PredictionService:
         except (ConnectionError, asyncio.IncompleteReadError):
             status, answer = 400, {"error": "the request ended early"}
         except Exception as error:  # whatever it is, the client learns no more than that
-            _LOG.error('{"event": "failed", "cause": %s}', json.dumps(f"{type(error).__name__}: {error}"[:500]))
+            self._log({"event": "failed", "cause": f"{type(error).__name__}: {error}"[:500]})
             status, answer = 500, {"error": "the prediction failed; the node's log has the cause"}
         self.counts[str(status)] += 1
         self._log({**line, "status": status, "ms": round((self._clock() - started) * 1000)})
-        try:
-            async with asyncio.timeout(bounds.write_seconds):
-                writer.write(_response(status, answer, headers))
-                await writer.drain()
-                if status != HTTPStatus.OK:
-                    await self._linger(reader)
-                writer.close()
-                await writer.wait_closed()
-        finally:
-            transport.abort()
+        async with asyncio.timeout(self._bounds.write_seconds):
+            writer.write(_response(status, answer, headers))
+            await writer.drain()
+            if status != HTTPStatus.OK:
+                await self._linger(reader)
+            writer.close()
+            await writer.wait_closed()
 
     async def _answer(self, reader: asyncio.StreamReader, client: str, line: dict[str, Any]) -> dict[str, Any]:
         bounds = self._bounds
