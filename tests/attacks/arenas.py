@@ -6,8 +6,9 @@ An arena is made once and used by many attacks; what it starts, it starts when t
 import contextlib
 import json
 import struct
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,12 @@ def tell(host: Host, name: str, *arguments: str, seconds: float = 60) -> Any:
 class Job:
     """The job of `in_host/job.py` on a cluster: it steps on until it is told to stop, and its result is known."""
 
-    def __init__(self, kind: type[Cluster], network: Network, *, workers: int = 2, gradient: float = GRADIENT) -> None:
+    def __init__(
+        self, kind: type[Cluster], network: Network, *, workers: int = 2, env: Mapping[str, str] | None = None
+    ) -> None:
         self.network, self.stop_file = network, network.directory / "stop"
-        env = {"ATTACK_GRADIENT": str(gradient), "ATTACK_STOP": str(self.stop_file)}
-        self.cluster = kind(network, script=Path(program("job")).read_text(), workers=workers, env=env)
+        settings = {"ATTACK_GRADIENT": str(GRADIENT), "ATTACK_STOP": str(self.stop_file), **(env or {})}
+        self.cluster = kind(network, script=Path(program("job")).read_text(), workers=workers, env=settings)
 
     def steps(self, name: str = "worker0") -> list[tuple[int, float]]:
         """Return the number of each step of a worker and the weight after it."""
@@ -72,7 +75,7 @@ class Job:
             time.sleep(0.02)
         return len(self.steps())
 
-    def finish(self, gradient: float = GRADIENT) -> int:
+    def finish(self) -> int:
         """Have the job stop and return how many steps it made.
 
         Raises:
@@ -87,7 +90,7 @@ class Job:
             raise LabError(f"the job ended with {list(status)}:\n{self.cluster.logs()}")
         for name in (name for name in self.cluster.peers if name.startswith("worker")):
             steps, weight = self.steps(name)[-1]
-            wanted = -gradient * self.cluster.workers * steps
+            wanted = -GRADIENT * self.cluster.workers * steps
             if steps != last or abs(weight - wanted) > 1e-4 * abs(wanted):
                 raise LabError(f"{name} has weight {weight} after {steps} of {last} steps, wanted {wanted}")
         return last
@@ -143,6 +146,7 @@ class Arena:
         self.small = small
         self._resources = contextlib.ExitStack()
         self._known: dict[str, Any] = {}
+        self._lock = threading.RLock()
 
     def __enter__(self) -> "Arena":
         return self
@@ -152,9 +156,10 @@ class Arena:
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what `make` returned the first time: an observation that several rows rest on."""
-        if name not in self._known:
-            self._known[name] = make()
-        return self._known[name]
+        with self._lock:
+            if name not in self._known:
+                self._known[name] = make()
+            return self._known[name]
 
     @cached_property
     def holdfast(self) -> HoldfastJob:

@@ -5,10 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.attacks.arenas import Arena, program
+from tests.attacks.arenas import Arena, Job, program
 from tests.attacks.model import Outcome, Verdict, refused, succeeded, unharmed
 
-from holdfast_local.lab import Cluster, HoldfastCluster, Network, VanillaCluster
+from holdfast_local.lab import (
+    NODE_PYTHON,
+    Cluster,
+    HoldfastCluster,
+    LabError,
+    Network,
+    VanillaCluster,
+    python_environment,
+)
+from holdfast_node.contract.layout import User
+from holdfast_node.contract.statuses import EXIT_REFUSED
 
 _SECONDS = 60.0
 #: No answer for so long after an attack is no answer: a step takes milliseconds.
@@ -108,3 +118,46 @@ def _holdfast_outcome(seen: Seen, command: Command) -> Outcome:
     event = seen.refusals[0]
     end = f"the server ended with status {seen.server_status}" if seen.server_status else "the job went on"
     return refused(f"logged as a security event: {str(event['reason'])[:120]}; {end}")
+
+
+def message_to_vanilla(kind: str) -> Callable[[Arena], Outcome]:
+    return lambda _: _message(VanillaCluster, kind)
+
+
+def message_to_holdfast(kind: str) -> Callable[[Arena], Outcome]:
+    return lambda _: _message(HoldfastCluster, kind)
+
+
+def _message(kind: type[Cluster], message: str) -> Outcome:
+    """Have worker 1 be a program that joins as a worker does and then sends the server this message."""
+    with Network() as network:
+        job = Job(kind, network, workers=2, env={"ATTACK_STORE": "dist_async"})
+        cluster, trigger = job.cluster, network.directory / "trigger"
+        cluster.start("scheduler0", "server0", "worker0")
+        names = ("scheduler0", "worker1", "server0")
+        if isinstance(cluster, HoldfastCluster):
+            cluster.start_tunnel("worker1")
+            peers = [f"{cluster.peers[name].overlay}:{cluster.ports[cluster.peers[name].role]}" for name in names]
+        else:
+            peers = [f"{cluster.peers[name].address}:{cluster.ports[cluster.peers[name].role]}" for name in names]
+        argv = [NODE_PYTHON, program("rogue_peer"), message, trigger, *peers]
+        rogue = cluster.host("worker1").start(argv, name="rogue", user=User.TRAINER, env=python_environment())
+        job.await_steps(3, seconds=60)
+        trigger.touch()
+        rogue.await_text("SENT")
+        server = cluster.processes["server0"]
+        try:
+            job.await_steps(20, seconds=_SILENCE_SECONDS + 1)
+            goes_on = server.running
+        except LabError:
+            goes_on = False
+        status, refusals = server.popen.poll(), server.events("command_refused")
+        closed = "CLOSED True" in rogue.log()
+    if refusals and status == EXIT_REFUSED:
+        reason = f"{refusals[0]['sender']}: {refusals[0]['reason']}"
+        return refused(f"logged as a security event: {reason[:120]}; the server ended with status {status}")
+    if status is not None:
+        return succeeded(f"the server died of signal {-status}")
+    if not goes_on:
+        return succeeded("the other worker is not answered any more: the job hangs")
+    return refused("the server ended the connection; the job goes on") if closed else unharmed("the job goes on")

@@ -1,6 +1,7 @@
 """What a row of the attack table is, and what an attack comes to."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -54,3 +55,17 @@ class Attack:
     holdfast: "Callable[[Arena], Outcome]"
     vanilla_expected: Verdict = Verdict.SUCCEEDED
     holdfast_expected: Verdict = Verdict.REFUSED
+
+    def on_both(self, arena: "Arena") -> "tuple[Outcome | Exception, Outcome | Exception]":
+        """Return what the attack comes to on vanilla and on Holdfast; an exception if it could not be tried.
+
+        Both sides are tried at once: they share no cluster.
+        """
+        with ThreadPoolExecutor(2) as pool:
+            vanilla, holdfast = pool.submit(self.vanilla, arena), pool.submit(self.holdfast, arena)
+        return _result(vanilla), _result(holdfast)
+
+
+def _result(future: "Future[Outcome]") -> "Outcome | Exception":
+    error = future.exception()
+    return future.result() if error is None else error if isinstance(error, Exception) else RuntimeError(repr(error))

@@ -39,15 +39,11 @@ class Result:
 def run(arena: Arena, attack: Attack) -> Result:
     """Try one attack against both."""
     began = time.monotonic()
-    outcomes: list[Outcome | None] = []
-    errors = []
-    for side, function in (("vanilla", attack.vanilla), ("Holdfast", attack.holdfast)):
-        try:
-            outcomes.append(function(arena))
-        except Exception as error:  # one attack that cannot be tried must not hide the others
-            outcomes.append(None)
-            errors.append(f"{side}: {type(error).__name__}: {error}")
-    return Result(attack, *outcomes, "; ".join(errors), time.monotonic() - began)
+    outcomes = dict(zip(("vanilla", "Holdfast"), attack.on_both(arena), strict=True))
+    # One attack that cannot be tried must not hide the others.
+    errors = [f"{side}: {type(e).__name__}: {e}" for side, e in outcomes.items() if isinstance(e, Exception)]
+    vanilla, holdfast = (None if isinstance(outcome, Exception) else outcome for outcome in outcomes.values())
+    return Result(attack, vanilla, holdfast, "; ".join(errors), time.monotonic() - began)
 
 
 def run_all(*, small: bool, wanted: Iterable[str] = (), stream: Console | None = None) -> list[Result]:
@@ -99,14 +95,18 @@ def as_json(results: list[Result]) -> str:
     return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
-def page() -> str:
-    """Return docs/threats.md: what is attacked, how, and what is to come of it; `make attacks` shows that it does."""
+def page(results: Iterable[Result] = ()) -> str:
+    """Return docs/threats.md: what is attacked, how, and what came of it in `results`.
+
+    A row that is not among them shows what the table expects.
+    """
+    came = {result.attack.id: result for result in results}
     lines = [
         "# Threats, attacked",
         "",
-        "Generated from the attack table (`tests/attacks/table.py`) by `make attacks`; a test holds this page to it.",
-        "Each row is run against vanilla MXNet 1.9.1 and against Holdfast, in network namespaces of one machine. The",
-        "verdicts below are what the run must show, or it fails; `make attacks` prints the evidence of each.",
+        "Written by `make attacks` from the attack table (`tests/attacks/table.py`). Each row was run against vanilla",
+        "MXNet 1.9.1 and against Holdfast, in network namespaces of one machine, and the verdicts are what came of it;",
+        "a test holds them to what the table expects. `make attacks` prints the evidence of each row.",
         "",
     ]
     for threat, words in THREATS.items():
@@ -117,8 +117,9 @@ def page() -> str:
             "|---|---|---|---|---|---|",
         ]
         for attack in (attack for attack in ATTACKS if attack.threat == threat):
-            cells = [attack.title, attack.against_vanilla, f"**{attack.vanilla_expected}**", attack.against_holdfast]
-            cells += [f"**{attack.holdfast_expected}**", attack.defence]
+            vanilla, holdfast = _verdicts(attack, came.get(attack.id))
+            cells = [attack.title, attack.against_vanilla, f"**{vanilla}**", attack.against_holdfast]
+            cells += [f"**{holdfast}**", attack.defence]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines) + _LIMITS
@@ -135,6 +136,15 @@ _LIMITS = """\
 """
 
 
+def _verdicts(attack: Attack, result: Result | None) -> tuple[str, str]:
+    if result is None:
+        return str(attack.vanilla_expected), str(attack.holdfast_expected)
+    vanilla, holdfast = (
+        "not tried" if outcome is None else str(outcome.verdict) for outcome in (result.vanilla, result.holdfast)
+    )
+    return vanilla, holdfast
+
+
 def _cell(outcome: Outcome | None, error: str) -> str:
     if outcome is None:
         return f"[bold red]not tried[/]\n{escape(error[:300])}"
@@ -146,9 +156,9 @@ def _outcome(outcome: Outcome | None) -> dict[str, str] | None:
     return None if outcome is None else {"verdict": str(outcome.verdict), "evidence": outcome.evidence}
 
 
-def write_page() -> None:
+def write_page(results: Iterable[Result]) -> None:
     """Write docs/threats.md."""
-    PAGE.write_text(page())
+    PAGE.write_text(page(results))
 
 
 def fail(text: str) -> int:

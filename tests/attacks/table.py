@@ -174,6 +174,26 @@ _COMMANDS = (
     _command("unknown-command", "an unknown command (99)", commands.UNKNOWN, vanilla_expected=Verdict.UNHARMED),
 )
 
+
+def _message(name: str, title: str, kind: str, what: str) -> Attack:
+    return Attack(
+        id=name,
+        threat="T4",
+        title=title,
+        against_vanilla=f"a worker made by hand joins and sends the server {what}",
+        against_holdfast="the same, by a worker that was admitted: through its own tunnel, as the trainer's user",
+        defence="a guard in every MXNet process looks at each message before MXNet does",
+        vanilla=commands.message_to_vanilla(kind),
+        holdfast=commands.message_to_holdfast(kind),
+    )
+
+
+_MESSAGES = (
+    _message("admitted-terminate", "an admitted worker ends a server", "terminate", "ps-lite's TERMINATE"),
+    _message("admitted-add-node", "an admitted worker diverts another", "elsewhere", "a false address of worker 0"),
+    _message("admitted-oversize", "an oversize message of an admitted worker", "huge", "a frame of 2^64-1 bytes"),
+)
+
 _KINDS = {
     "garbage": "random bytes",
     "oversize": "a ZeroMQ frame that says it has 2^64-1 bytes, and one of 1 GiB",
@@ -336,4 +356,14 @@ _PREDICTIONS = (
     ),
 )
 
-ATTACKS: tuple[Attack, ...] = (*_IDENTITY, *_WIRE, *_COMMANDS, *_CRASHES, *_FLOODS, *_NODE, *_STORED, *_PREDICTIONS)
+ATTACKS: tuple[Attack, ...] = (
+    *_IDENTITY,
+    *_WIRE,
+    *_COMMANDS,
+    *_CRASHES,
+    *_MESSAGES,
+    *_FLOODS,
+    *_NODE,
+    *_STORED,
+    *_PREDICTIONS,
+)

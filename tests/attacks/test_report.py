@@ -13,8 +13,14 @@ from tests.attacks.table import ATTACKS
 ATTACK = replace(ATTACKS[0], vanilla_expected=Verdict.SUCCEEDED)
 
 
-def test_the_threat_page_is_the_tables() -> None:
-    assert report.PAGE.read_text() == report.page(), "run `make attacks`, or tests.attacks.report.write_page()"
+def test_the_threat_page_is_the_table_s_with_the_verdicts_that_it_expects() -> None:
+    assert report.PAGE.read_text() == report.page(), "run `make attacks`: it writes the page"
+
+
+def test_the_page_says_what_came_of_a_run_and_not_what_should_have() -> None:
+    bad = Result(ATTACKS[0], unharmed("a"), None, "Holdfast: no", 0.0)
+    assert "| **unharmed** |" in report.page([bad])
+    assert "| **not tried** |" in report.page([bad])
 
 
 @pytest.mark.parametrize(
