@@ -1,6 +1,8 @@
 """Jobs on one deployed cluster: what goes wrong is said, and the groups always go back to zero."""
 
+import hashlib
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -187,6 +189,20 @@ def test_checkpoints_reach_the_shared_directory_whole(trained: str, state: Path)
     files = [path for path in (state / "efs").rglob("*") if path.is_file() and trained in str(path)]
     assert [path for path in files if path.suffix == ".params"], files
     assert not [path for path in files if path.name.startswith(".")], "a half-written file was left"
+
+
+def test_a_jobs_seed_is_shown_and_its_writer_keeps_what_the_settings_say(cluster: Holdfast, state: Path) -> None:
+    arguments = ["--workers", "1", "--servers", "1", "--seed", "lucky", "--wait", "--output", "json"]
+    job = cluster("submit", "examples/resume", "--entry", "train.py", *arguments, "--", "--epochs", "5")
+    assert job.status == 0, job.errors
+    assert job.json["seed"] == hashlib.sha256(b"lucky").hexdigest()
+    (folder,) = {path.parent for path in (state / "efs").rglob("step-*") if job.json["job_id"] in str(path)}
+    # The losses of what was removed are in the log; the two newest stay, and the best one.
+    log = cluster("logs", job.json["job_id"], "--role", "worker").output
+    losses = {f"step-{int(epoch):08d}": float(loss) for epoch, loss in re.findall(r"epoch (\d)/5 loss (\S+)", log)}
+    assert len(losses) == 5
+    kept = {"step-00000004", "step-00000005", min(losses, key=lambda name: losses[name])}
+    assert {path.parent.name for path in folder.glob("step-*/manifest.json")} == kept
 
 
 #: Asks a predictor with the certificate of the host that this runs on.

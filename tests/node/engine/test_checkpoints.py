@@ -245,7 +245,7 @@ def test_a_writer_waits_for_the_lock_of_one_that_was_lost(tmp_path: Path) -> Non
 def test_a_killed_writer_never_leaves_a_checkpoint_that_loads_wrong(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[3] / "node")}
     seen, newest = 0, ""
-    for attempt in range(25):
+    for attempt in range(10):
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(attempt * 1000)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -259,7 +259,7 @@ def test_a_killed_writer_never_leaves_a_checkpoint_that_loads_wrong(tmp_path: Pa
                 assert (found / name).read_text() == number * 100 * 200
             assert found.name >= newest  # what was whole stays
             newest, seen = found.name, seen + 1
-    assert seen > 5
+    assert seen > 2
     checkpoints.save(tmp_path, "zz-last", write("x"), retention=Retention(keep_last=1))
     assert names(tmp_path) == ["latest", "zz-last"]  # and what the dead have left is gone
 
