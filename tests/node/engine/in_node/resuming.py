@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import sys
 import warnings
 from pathlib import Path
@@ -70,7 +71,7 @@ class Run:
         for _ in range(count):
             for device in self.devices:
                 data = nd.array(self.generator.normal(size=(8, 3)), ctx=device, dtype=self.dtype)
-                data = data + float(np.random.rand())
+                data = data + float(np.random.rand()) + random.random()
                 with autograd.record():
                     loss = (self.net(data) ** 2).mean()
                 loss.backward()
