@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
@@ -17,6 +18,8 @@ from holdfast.keys import AuthorityProps, ClusterKeys, only_signer
 from holdfast.names import ClusterNames
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
+
+FAILED_RENEWALS = "FailedRenewals"
 
 
 class ClusterFoundation(Construct):
@@ -86,6 +89,16 @@ class ClusterFoundation(Construct):
             retention=log_retention,
             removal_policy=removal_policy,
         )
+        logs.MetricFilter(
+            self,
+            "FailedRenewals",
+            log_group=self.node_log,
+            filter_pattern=logs.FilterPattern.all_terms("WARNING", "renewal_failed"),
+            metric_namespace=self.names.metrics,
+            metric_name=FAILED_RENEWALS,
+            metric_value="1",
+            default_value=0,
+        )
         self.enrolment = EnrolmentFunction(
             self,
             "Enrolment",
@@ -104,6 +117,13 @@ class ClusterFoundation(Construct):
                 only_signer(key, self.enrolment.role.role_name)
         only_signer(self.keys.model_signing, self.names.role(Role.WORKER, Stack.of(self)))
         self.bundle = NodeBundle(self, "NodeBundle", source=node_source, cache_directory=cache_directory)
+
+    def metric_failed_renewals(self) -> cloudwatch.Metric:
+        """Return how often nodes asked in vain for their certificate's renewal, by default over five minutes.
+
+        A node tries again until its certificate ends, and fails then: an alarm here leaves hours to act in.
+        """
+        return cloudwatch.Metric(namespace=self.names.metrics, metric_name=FAILED_RENEWALS, statistic="Sum")
 
     def node_access(self) -> NodeAccess:
         """Return what nodes call and why: the network makes its endpoints, and their policies, from it."""

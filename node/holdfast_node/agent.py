@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -153,7 +154,8 @@ class Agent:
             return self._renewal.cause() or self._denials.cause(instance_ids)
 
         part = Part(self._node, rendezvous, me, tls_files=self._renewal.files)
-        return part.run(lambda: self._is_over(rendezvous.generation), identity_lost)
+        result = part.run(lambda: self._is_over(rendezvous.generation), identity_lost)
+        return replace(result, failed_renewals=self._renewal.failed)
 
     def _next(self, journal: Journal, last: int) -> tuple[Rendezvous, Peer] | None:
         """Return the next generation that this node has a part in, or None once the job has ended."""

@@ -186,6 +186,7 @@ class Part:
                 log = self._log("tunnel", read_tail)
                 return EXIT_LOST, one_line(f"the tunnel ended with status {tunnel}: {last_line(log)}")
             if over():
+                services.stop("tunnel", "trainer")  # the next generation may be long in coming, and not for every peer
                 return -signal.SIGTERM, "stopped with its generation"
             for watch in watches:
                 if cause := watch():

@@ -1,11 +1,13 @@
 """Jobs on one deployed cluster: what goes wrong is said, and the groups always go back to zero."""
 
 import hashlib
+import ipaddress
 import json
 import re
+import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +304,76 @@ def test_a_trained_model_is_served_to_whom_the_rules_let_in(
         processes = exec_in_host(state, server["instance_id"], ["ps", "-eo", "uid,args"]).stdout.splitlines()
         owners = {line.split()[0] for line in processes if "holdfast_node.predict.service" in line}
         assert owners == {str(UIDS[User.TRAINER])}
+
+
+#: Trains for ever: what ends it is the revocation.
+ENDLESS = """
+import time
+import mxnet as mx
+
+kv = mx.kv.create("dist_sync")
+kv.init("w", mx.nd.ones((100,)))
+print("TRAINING", flush=True)
+deadline = time.monotonic() + 100
+while time.monotonic() < deadline:
+    kv.push("w", mx.nd.ones((100,)))
+    out = mx.nd.zeros((100,))
+    kv.pull("w", out=out)
+    out.wait_to_read()
+    time.sleep(0.1)
+"""
+CUT_OFF_SECONDS = 60
+_ESTABLISHED = "01"
+
+
+@pytest.fixture
+def running(cluster: Holdfast, script: Path, state: Path) -> Iterator[str]:
+    """A job that trains, as its id; whatever the test did, it has ended afterwards."""
+    if session.hosts(state)["mode"] == "loopback":
+        skip("hosts on one shared loopback have no addresses of their own to tell connections apart")
+    (script / "train.py").write_text(ENDLESS)
+    arguments = ["--workers", "2", "--servers", "1", "--max-restarts", "0", "--timeout", "5m", "--output", "json"]
+    submitted = cluster("submit", str(script), "--entry", "train.py", *arguments)
+    assert submitted.status == 0, submitted.errors
+    job_id = submitted.json["job_id"]
+    until(lambda: cluster("logs", job_id, "--role", "worker").output.count("TRAINING") == 2, "two workers train", 120)
+    yield job_id
+    cluster("status", job_id, "--wait")
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.2)
+    return value
+
+
+def established(state: Path, host: str, peer: str) -> int:
+    """How many established connections a host has with a peer's address, whoever dialled."""
+    wanted = f"{struct.unpack('=I', ipaddress.IPv4Address(peer).packed)[0]:08X}"
+    rows = [line.split() for line in exec_in_host(state, host, ["cat", "/proc/net/tcp"]).stdout.splitlines()[1:]]
+    return sum(row[2].split(":")[0] == wanted and row[3] == _ESTABLISHED for row in rows)
+
+
+def test_a_revoked_worker_is_cut_off_within_a_minute(cluster: Holdfast, state: Path, running: str) -> None:
+    nodes = json.loads(cluster("status", running, "--output", "json").output)["nodes"]
+    worker = next(node for node in nodes if (node["role"], node["rank"]) == ("worker", 1))
+    peers = [node for node in nodes if node["role"] != "worker"]
+
+    def connections() -> int:
+        return sum(established(state, peer["instance_id"], worker["address"]) for peer in peers)
+
+    assert connections() >= len(peers), "the control: the worker talks to scheduler and server"
+    revoked_at = time.monotonic()
+    done = cluster("revoke", worker["instance_id"], "--reason", "a test of the cut")
+    assert done.status == 0, done.errors
+    until(lambda: connections() == 0, "the revoked worker's connections end", CUT_OFF_SECONDS)
+    print(f"cut off {time.monotonic() - revoked_at:.1f} s after the command")
+    ended = cluster("status", running, "--wait")
+    assert ended.status == 3
+    # Whoever notices first gives the cause: the coordinator, or an agent beside the revoked node.
+    assert worker["instance_id"] in ended.errors
+    assert "was revoked by an operator" in ended.errors, ended.errors
+    listed = json.loads(cluster("revoke", "--list", "--output", "json").output)["revoked"]
+    assert [(one["instance_id"], one["reason"]) for one in listed] == [(worker["instance_id"], "a test of the cut")]

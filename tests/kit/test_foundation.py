@@ -210,9 +210,14 @@ def allow(sid: str, action: str | list[str], resource: str, condition: Any = Non
     return statement | ({"Condition": condition} if condition else {})
 
 
-def test_refusals_are_counted_in_all_and_by_reason(dev: Deployment) -> None:
+def test_refusals_are_counted_in_all_and_by_reason_and_failed_renewals_too(dev: Deployment) -> None:
     pattern = '{ $.event = "enrolment_refused" }'
     filters = dev.properties("AWS::Logs::MetricFilter")
+    renewals = filters.pop("FoundationFailedRenewals")
+    assert (renewals["FilterPattern"], renewals["LogGroupName"]) == (
+        '"WARNING" "renewal_failed"',
+        "<FoundationNodeLog>",
+    )
     assert {(f["FilterPattern"], f["LogGroupName"]) for f in filters.values()} == {
         (pattern, "<FoundationEnrolmentLog>")
     }
