@@ -62,7 +62,7 @@ def show_revocation(revocation: Revocation, cluster: str) -> None:
     click.echo(f"revoked: {instance_id} of cluster {cluster}")
     click.echo("now:     it gets no certificate any more")
     click.echo("soon:    its peers end their connections to it, within a minute; the job goes on without it, or fails")
-    click.echo("next:    terminate the instance; a revoked one is never trusted again")
+    click.echo("next:    terminate the instance: until then its AWS credentials still work")
 
 
 def show_revocations(revocations: Sequence[Revocation], cluster: str) -> None:

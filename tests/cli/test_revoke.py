@@ -37,7 +37,7 @@ def test_revoking_writes_one_denial_and_says_what_follows(demo_bucket: Cluster, 
         f"revoked: {INSTANCE} of cluster demo",
         "now:     it gets no certificate any more",
         "soon:    its peers end their connections to it, within a minute; the job goes on without it, or fails",
-        "next:    terminate the instance; a revoked one is never trusted again",
+        "next:    terminate the instance: until then its AWS credentials still work",
     ]
     assert denials(demo_bucket) == [JobsBucket.denial(INSTANCE)]
     denial = Denial.parse(read(demo_bucket, JobsBucket.denial(INSTANCE)))
