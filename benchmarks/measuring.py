@@ -82,12 +82,17 @@ def cpu_seconds(pid: int) -> float:
 
 @dataclass
 class Case:
-    """One measured thing: rates and CPU seconds of each repetition, vanilla's and Holdfast's of the same one paired."""
+    """One measured thing, in each repetition: rates, and CPU seconds per GB or per 1000 samples.
+
+    `vanilla_cpu` and `trainers_cpu` are the trainers' (Holdfast's and vanilla's), `tunnels_cpu` the tunnels' on both
+    ends.
+    """
 
     name: str
     unit: str
     vanilla: list[float] = field(default_factory=list)
     holdfast: list[float] = field(default_factory=list)
+    vanilla_cpu: list[float] = field(default_factory=list)
     trainers_cpu: list[float] = field(default_factory=list)
     tunnels_cpu: list[float] = field(default_factory=list)
 
@@ -95,22 +100,25 @@ class Case:
         """Return Holdfast's rate as a share of vanilla's, for each repetition."""
         return [ours / theirs for ours, theirs in zip(self.holdfast, self.vanilla, strict=False)]
 
+    def cpu_ratios(self) -> list[float]:
+        """Return vanilla's CPU time for the same work as a share of Holdfast's: the ratio where CPUs are the limit."""
+        ours = (trainers + tunnels for trainers, tunnels in zip(self.trainers_cpu, self.tunnels_cpu, strict=True))
+        return [theirs / both for theirs, both in zip(self.vanilla_cpu, ours, strict=False) if both]
+
     def as_json(self) -> dict[str, Any]:
         """Return everything that was measured, and its summary."""
-        summary = {name: spread(values) for name, values in (("ratio", self.ratios()), ("vanilla", self.vanilla))}
+        summary = {"ratio": self.ratios(), "cpu_ratio": self.cpu_ratios(), "vanilla": self.vanilla}
+        per = "gb" if self.unit == "MB" else "1000_samples"
         return {
             "name": self.name,
             "unit": f"{self.unit}/s",
             "vanilla": self.vanilla,
             "holdfast": self.holdfast,
-            f"trainers_cpu_seconds_per_{_per(self.unit)}": self.trainers_cpu,
-            f"tunnels_cpu_seconds_per_{_per(self.unit)}": self.tunnels_cpu,
-            "summary": summary | {"holdfast": spread(self.holdfast)},
+            f"vanilla_cpu_seconds_per_{per}": self.vanilla_cpu,
+            f"trainers_cpu_seconds_per_{per}": self.trainers_cpu,
+            f"tunnels_cpu_seconds_per_{per}": self.tunnels_cpu,
+            "summary": {name: spread(values) for name, values in (summary | {"holdfast": self.holdfast}).items()},
         }
-
-
-def _per(unit: str) -> str:
-    return "gb" if unit == "MB" else "1000_samples"
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -121,18 +129,25 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def table(cases: Sequence[Case]) -> str:
-    """Return the summary as text: one line a case."""
+    """Return the summary as text: one line a case, medians and what lies between the least and the most."""
     lines = [
-        f"{'(medians)':<22}{'vanilla':>12}{'Holdfast':>12}{'':<12}{'ratio':>7}  {'min..max':<10}{'CPU: trainers':>15}"
-        f"{'tunnels':>10}  seconds per GB or 1000 samples"
+        f"{'':<22}{'vanilla':>9}{'Holdfast':>10}{'':<10}{'ratio':>6} {'min..max':<11}{'CPU ratio':>9} {'min..max':<11}"
+        "CPU seconds per GB or 1000 samples: vanilla, trainers + tunnels"
     ]
     for case in cases:
-        ratios = case.ratios()
-        if not ratios:
+        if not case.ratios():
             continue
+        cpu = [statistics.median(values) for values in (case.vanilla_cpu, case.trainers_cpu, case.tunnels_cpu)]
         lines.append(
-            f"{case.name:<22}{statistics.median(case.vanilla):>12.1f}{statistics.median(case.holdfast):>12.1f}"
-            f" {case.unit + '/s':<11}{statistics.median(ratios):>7.2f}  {min(ratios):.2f}..{max(ratios):<4.2f}"
-            f"{statistics.median(case.trainers_cpu):>15.2f}{statistics.median(case.tunnels_cpu):>10.2f}"
+            f"{case.name:<22}{statistics.median(case.vanilla):>9.0f}{statistics.median(case.holdfast):>10.0f}"
+            f" {case.unit + '/s':<9}{_median_and_spread(case.ratios())}{'':<3}{_median_and_spread(case.cpu_ratios())}"
+            f"{cpu[0]:.3g}, {cpu[1]:.3g} + {cpu[2]:.2g}"
         )
     return "\n".join(lines)
+
+
+def _median_and_spread(values: Sequence[float]) -> str:
+    found = spread(values)
+    if found is None:
+        return f"{'':<18}"
+    return f"{found['median']:>6.2f} {found['min']:.2f}..{found['max']:<5.2f}"

@@ -109,9 +109,12 @@ def measure(names: list[str], *, repetitions: int, seconds: float, workers: int,
 def note(case: Case, kind: str, phase: Phase, trainers: float, tunnels: float) -> None:
     """Add one run's numbers to its case; CPU seconds count per GB, or per 1000 samples."""
     getattr(case, kind).append(phase.rate)
-    if kind == "holdfast":
-        case.trainers_cpu.append(trainers / phase.amount * 1000)
-        case.tunnels_cpu.append(tunnels / phase.amount * 1000)
+    trainers, tunnels = (seconds / phase.amount * 1000 for seconds in (trainers, tunnels))
+    if kind == "vanilla":
+        case.vanilla_cpu.append(trainers)
+    else:
+        case.trainers_cpu.append(trainers)
+        case.tunnels_cpu.append(tunnels)
 
 
 def machine() -> dict[str, Any]:

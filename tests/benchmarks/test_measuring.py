@@ -26,6 +26,11 @@ def test_a_ratio_pairs_the_runs_of_one_repetition() -> None:
     assert (summary["median"], summary["min"], summary["max"]) == (pytest.approx(0.7), 0.5, 0.9)
 
 
+def test_the_cpu_ratio_counts_trainers_and_tunnels_against_vanilla_s_trainers() -> None:
+    case = Case("digits", "samples", vanilla_cpu=[3.0, 1.0], trainers_cpu=[3.0], tunnels_cpu=[1.0])
+    assert case.cpu_ratios() == [0.75]
+
+
 def test_nothing_measured_is_said_and_not_invented() -> None:
     assert spread([]) is None
     assert "digits" not in table([Case("digits", "samples")])

@@ -46,7 +46,7 @@ def started(paths: NodePaths, me: Peer, rendezvous: Rendezvous) -> Iterator[tupl
     with log.open("wb") as output:
         process = subprocess.Popen(["stunnel", str(paths.stunnel_config)], stdout=output, stderr=output)
     try:
-        await_listener(me.address, PORTS[me.role], "the tunnel", 5)
+        await_listener(me.address, PORTS[me.role], "the tunnel", 20)
         yield log, process
     finally:
         process.terminate()
@@ -138,7 +138,7 @@ def dial(
 
 def await_line(log: Path, pattern: str, count: int = 1) -> None:
     """Return once a log has this many lines with the pattern."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while len(re.findall(pattern, log.read_text())) < count:
         assert time.monotonic() < deadline, f"{pattern} is not {count} times in:\n{log.read_text()}"
         time.sleep(0.02)
@@ -312,7 +312,7 @@ def worker_tunnel(paths: NodePaths, expected: str) -> Iterator[Path]:
     with log.open("wb") as output:
         process = subprocess.Popen(["stunnel", str(paths.stunnel_config)], stdout=output, stderr=output)
     try:
-        await_listener(SERVER_SEEN_BY_WORKER, PORTS[Role.SERVER], "the tunnel", 5)
+        await_listener(SERVER_SEEN_BY_WORKER, PORTS[Role.SERVER], "the tunnel", 20)
         yield log
     finally:
         process.terminate()
