@@ -31,7 +31,7 @@ from holdfast_node.logship import LogShipper
 from holdfast_node.publish import publish_model, snapshot_model
 from holdfast_node.reachability import Reachability
 from holdfast_node.store import Store
-from holdfast_node.tunnel import accepted_peers, stunnel_config, write_private
+from holdfast_node.tunnel import accepted_peers, listeners, stunnel_config, write_private
 
 if TYPE_CHECKING:
     from mypy_boto3_logs import CloudWatchLogsClient
@@ -141,7 +141,8 @@ class Part:
         node, me, paths, ports = self._node, self._me, self._node.paths, self._node.config.ports
         node.services.stop("trainer", "tunnel")  # what an earlier generation has left
         unpack_code(node.store, job, paths.code)
-        require_free(me.address, ports[me.role], "the tunnel")
+        for address, port in listeners(me=me, rendezvous=self._rendezvous, ports=ports):
+            require_free(address, port, "the tunnel")
         config = stunnel_config(
             cluster=node.config.cluster, me=me, rendezvous=self._rendezvous, ports=ports, paths=paths
         )

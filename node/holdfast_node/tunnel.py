@@ -102,6 +102,16 @@ def stunnel_config(*, cluster: str, me: Peer, rendezvous: Rendezvous, ports: dic
     return "\n".join(lines) + "\n"
 
 
+def listeners(*, me: Peer, rendezvous: Rendezvous, ports: dict[Role, int]) -> list[tuple[str, int]]:
+    """Return every address and port that the configuration has the tunnel listen on: all must be free before it."""
+    peers = rendezvous.dialled_by(me.role)
+    return [
+        (me.address, ports[me.role]),
+        *((me.address, peer_port(peer.role, peer.rank)) for peer in peers),
+        *((peer.overlay, ports[peer.role]) for peer in peers),
+    ]
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner and group can read (the setgid directory gives the group), atomically."""
     temporary = path.with_name(f".{path.name}.new")

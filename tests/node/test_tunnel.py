@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from holdfast_node.contract.documents import Peer, Rendezvous
-from holdfast_node.contract.errors import DocumentError
+from holdfast_node.contract.errors import DocumentError, HoldfastError
 from holdfast_node.contract.layout import NodePaths
 from holdfast_node.contract.roles import Role, node_name, peer_port
-from holdfast_node.listeners import await_listener
-from holdfast_node.tunnel import accepted_peers, stunnel_config, write_private
+from holdfast_node.listeners import await_listener, require_free
+from holdfast_node.tunnel import accepted_peers, listeners, stunnel_config, write_private
 
 # Loopback addresses and ports of this test only.
 SERVER = Peer(role=Role.SERVER, rank=0, instance_id="i-00000002", address="127.79.0.2")
@@ -317,6 +317,29 @@ def worker_tunnel(paths: NodePaths, expected: str) -> Iterator[Path]:
     finally:
         process.terminate()
         process.wait(timeout=5)
+
+
+@pytest.mark.parametrize("me", RENDEZVOUS.peers, ids=lambda peer: peer.role)
+def test_every_port_that_a_role_s_tunnel_takes_is_known_before_it_starts(me: Peer, tmp_path: Path) -> None:
+    config = stunnel_config(cluster="demo", me=me, rendezvous=RENDEZVOUS, ports=PORTS, paths=NodePaths(tmp_path))
+    accepts = {line.removeprefix("accept = ") for line in config.splitlines() if line.startswith("accept = ")}
+    assert {f"{address}:{port}" for address, port in listeners(me=me, rendezvous=RENDEZVOUS, ports=PORTS)} == accepts
+
+
+@pytest.mark.parametrize("taken", listeners(me=SERVER, rendezvous=RENDEZVOUS, ports=PORTS), ids=str)
+def test_a_taken_port_is_named_and_the_tunnel_does_not_run(
+    taken: tuple[str, int], authority: Any, tmp_path: Path
+) -> None:
+    paths = NodePaths(tmp_path)
+    authority.issue(paths.tls, Role.SERVER, SERVER.instance_id)
+    write_config(paths, SERVER, RENDEZVOUS)
+    with socket.create_server(taken):
+        with pytest.raises(HoldfastError, match=f"the tunnel must listen on {taken[0]}:{taken[1]}, and the port is"):
+            require_free(*taken, "the tunnel")
+        argv = ["stunnel", str(paths.stunnel_config)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert f"to {taken[0]}:{taken[1]}: Address already in use" in done.stderr
 
 
 def test_every_peer_is_named_exactly_and_none_by_role_alone(tmp_path: Path) -> None:
