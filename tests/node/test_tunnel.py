@@ -287,7 +287,7 @@ def test_reload_with_another_peer_list_keeps_the_connections_of_those_who_stay(a
         assert dial(tmp_path / leaving.instance_id, port=peer_port(Role.WORKER, 1)) == b"echo:hello"
         write_config(paths, SERVER, after)
         process.send_signal(signal.SIGHUP)
-        await_line(log, "Configuration successful", 2)
+        await_line(log, r"Service \[to-worker-1\] .* bound to", 2)  # the last service, for the second time
         assert dial(tmp_path / leaving.instance_id, port=peer_port(Role.WORKER, 1)) == b""
         assert dial(tmp_path / joining.instance_id, port=peer_port(Role.WORKER, 1)) == b"echo:hello"
         standing.sendall(b"still here")
