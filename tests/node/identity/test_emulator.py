@@ -29,6 +29,15 @@ def document(*statements: dict[str, Any]) -> str:
     return json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **s} for s in statements]})
 
 
+def archive() -> bytes:
+    """Return the function's code as it is uploaded."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as file:
+        for path in FUNCTION.glob("*.py"):
+            file.write(path, path.name)
+    return data.getvalue()
+
+
 class Cloud:
     """A deployed cluster: CA key, bucket, function, and a group of one running instance for each role."""
 
@@ -70,12 +79,8 @@ class Cloud:
             {"Action": ["ec2:DescribeInstances", "autoscaling:DescribeAutoScalingInstances"], "Resource": "*"},
         )
         iam.put_role_policy(RoleName="enrolment", PolicyName="only", PolicyDocument=policy)
-        archive = io.BytesIO()
-        with zipfile.ZipFile(archive, "w") as file:
-            for path in FUNCTION.glob("*.py"):
-                file.write(path, path.name)
         roles = {role: {"role_arn": self.roles[f"demo-{role}"], "group": f"demo-{role}"} for role in NODE_ROLES}
-        variables = {
+        self.variables = {
             "HOLDFAST_CLUSTER": CLUSTER,
             "HOLDFAST_CA_KEY": key,
             "HOLDFAST_JOBS_BUCKET": "jobs",
@@ -86,8 +91,8 @@ class Cloud:
             Runtime="python3.11",
             Role=arn,
             Handler="handler.handler",
-            Code={"ZipFile": archive.getvalue()},
-            Environment={"Variables": variables},
+            Code={"ZipFile": archive()},
+            Environment={"Variables": self.variables},
             Timeout=30,
         )
 
@@ -152,6 +157,15 @@ def test_a_node_of_each_role_enrols_with_one_ca(cloud: Cloud, tmp_path: Path) ->
     assert ca.public_key() == load_der_public_key(der)
 
 
+def test_another_version_of_the_function_signs_with_the_same_ca(cloud: Cloud, tmp_path: Path) -> None:
+    enrol_as(cloud, "worker", tmp_path / "tls")
+    before = (tmp_path / "tls/ca.pem").read_bytes()
+    cloud.client("lambda").update_function_code(FunctionName="demo-enrolment", ZipFile=archive())
+    enrol_as(cloud, "worker", tmp_path / "tls")
+    enrol_as(cloud, "worker", tmp_path / "fresh")
+    assert {(tmp_path / place / "ca.pem").read_bytes() for place in ("tls", "fresh")} == {before}
+
+
 def test_an_instance_of_another_role_cannot_pass_for_this_one(cloud: Cloud, tmp_path: Path) -> None:
     server = cloud.instances["demo-server"]["InstanceId"]
     with pytest.raises(IdentityError, match="must be in Auto Scaling group demo-worker, it is in demo-server"):
@@ -188,3 +202,34 @@ def test_kms_signatures_verify_offline(cloud: Cloud) -> None:
     kms = cloud.client("kms")
     message = b"x" * 10000
     kms_verifier(kms, cloud.ca_key)(kms_signer(kms, cloud.ca_key)(message), message)
+
+
+def test_a_deployment_with_a_second_key_rotates_the_ca(cloud: Cloud, tmp_path: Path) -> None:
+    enrol_as(cloud, "worker", tmp_path / "tls")
+    before = (tmp_path / "tls/ca.pem").read_bytes()
+    new = cloud.client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+    policy = document(
+        {"Action": ["kms:Sign", "kms:GetPublicKey"], "Resource": new},
+        {"Action": ["s3:GetObject", "s3:PutObject"], "Resource": "arn:aws:s3:::jobs/pki/ca-2.pem"},
+    )
+    cloud.client("iam").put_role_policy(RoleName="enrolment", PolicyName="rotation", PolicyDocument=policy)
+    rotation = {"HOLDFAST_CA_KEY": new, "HOLDFAST_CA_GENERATION": "2", "HOLDFAST_PREVIOUS_CA_KEY": cloud.ca_key}
+    functions = cloud.client("lambda")
+    try:
+        functions.update_function_configuration(
+            FunctionName="demo-enrolment", Environment={"Variables": cloud.variables | rotation}
+        )
+        enrol_as(cloud, "worker", tmp_path / "tls")  # the old CA signs, and both are trusted on its word
+        added = cloud.client("s3").get_object(Bucket="jobs", Key="pki/ca-2.pem")["Body"].read()
+        assert (tmp_path / "tls/ca.pem").read_bytes() == before + added
+        del rotation["HOLDFAST_PREVIOUS_CA_KEY"]
+        functions.update_function_configuration(
+            FunctionName="demo-enrolment",
+            Environment={"Variables": {**cloud.variables, **rotation}},
+        )
+        enrol_as(cloud, "worker", tmp_path / "tls")  # the overlap has ended
+        assert (tmp_path / "tls/ca.pem").read_bytes() == added
+    finally:
+        functions.update_function_configuration(
+            FunctionName="demo-enrolment", Environment={"Variables": cloud.variables}
+        )
