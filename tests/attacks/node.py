@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.attacks.arenas import Arena, program, tell
+from tests.attacks.arenas import Arena, Job, program, tell
 from tests.attacks.model import Outcome, Verdict, refused, succeeded
 
 from holdfast_local.hosts.fabric import METADATA_ADDRESS
@@ -33,10 +35,19 @@ def _ports(arena: Arena) -> list[str]:
     return ["1-1200", "9000-9200"] if arena.small else ["1-65535"]
 
 
+def _scan(arena: Arena, job: Job, host: Host, names: Iterable[str]) -> dict[str, list[int]]:
+    """Return the open ports that a host finds on each of these nodes, all scanned at once."""
+
+    def scan(name: str) -> tuple[str, list[int]]:
+        return name, tell(host, "scan", job.cluster.peers[name].address, *_ports(arena), seconds=300)
+
+    with ThreadPoolExecutor() as pool:
+        return dict(pool.map(scan, names))
+
+
 def scan_of_vanilla(arena: Arena) -> Outcome:
     job = arena.vanilla
-    outsider = job.network.hosts["outsider"]
-    found = {name: tell(outsider, "scan", peer.address, *_ports(arena)) for name, peer in job.cluster.peers.items()}
+    found = _scan(arena, job, job.network.hosts["outsider"], job.cluster.peers)
     evidence = "; ".join(f"{name}: {', '.join(map(str, ports)) or 'none'}" for name, ports in found.items())
     verdict = Verdict.SUCCEEDED if all(found.values()) else Verdict.UNHARMED
     return Outcome(verdict, f"an outsider finds open {evidence}")
@@ -45,7 +56,7 @@ def scan_of_vanilla(arena: Arena) -> Outcome:
 def outsider_s_scan_of_holdfast(arena: Arena) -> Outcome:
     job = arena.holdfast
     before = job.network.drops().refused
-    found = {name: tell(job.outsider, "scan", peer.address, *_ports(arena)) for name, peer in job.cluster.peers.items()}
+    found = _scan(arena, job, job.outsider, job.cluster.peers)
     dropped = job.network.drops().refused - before
     if any(found.values()):
         return Outcome(Verdict.SUCCEEDED, f"an outsider finds open {found}")
@@ -56,8 +67,7 @@ def peer_s_scan_of_holdfast(arena: Arena) -> Outcome:
     """From worker 1 as root: what its role needs answers, and nothing else."""
     job = arena.holdfast
     allowed = {"scheduler0": [9091], "server0": [9092], "worker0": []}
-    host = job.cluster.host("worker1")
-    found = {name: tell(host, "scan", job.cluster.peers[name].address, *_ports(arena)) for name in allowed}
+    found = _scan(arena, job, job.cluster.host("worker1"), allowed)
     if found != allowed:
         return Outcome(Verdict.SUCCEEDED, f"a worker finds open {found}, its role needs {allowed}")
     return refused("a worker finds scheduler 9091 and server 9092, which its role needs, and nothing on its peer")
