@@ -78,6 +78,7 @@ class Denials(threading.Thread):
 
     def run(self) -> None:
         """Poll for as long as the process lives."""
+        self._read_at = self._clock()  # an enrolment that took long is no silence of the bucket's
         while True:
             self.poll()
             time.sleep(POLL_SECONDS)
