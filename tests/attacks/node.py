@@ -143,7 +143,7 @@ def writing_in_vanilla(_: Arena) -> Outcome:
 
 
 def writing_in_holdfast(_: Arena) -> Outcome:
-    """In the file system tree of a local host, as the trainer's user; systemd's sandbox on AWS is narrower still."""
+    """In the file system tree of a local host, as the trainer's user."""
     allowed = ("/mnt/checkpoints", "/var/lib/holdfast/work", "/tmp", "/var/tmp", "/dev/shm")
     with Network() as network:
         host = network.host("node", "10.77.2.9", [OPEN_GROUP])

@@ -128,12 +128,13 @@ def page(results: Iterable[Result] = ()) -> str:
 _LIMITS = """\
 ## What these attacks do not show
 
-- They run on one machine: the switch and its security groups are the local hosts' (nftables), not AWS's; the CA's key
-  is in the lab's memory instead of KMS; the agent's part in a revocation is played by the lab on the agent's own code.
+- They run on one machine: the switch and its security groups are the local hosts' (nftables), not AWS's. The keys of
+  the CA, of jobs and of models are in memory instead of KMS, and the jobs bucket is a dictionary. The agent's part in a
+  revocation is played by the lab, with the agent's own code; the end-to-end tests have whole agents.
 - A node that was admitted can end its job: what a server refuses ends it, with the sender's name as the job's cause.
 - Gradients are not judged. A worker that was admitted can train towards what it likes; so can the script itself.
 - A node that is taken over is still that node until it is revoked: it has its certificate and its address.
-- The trainer's sandbox of systemd is tested with the units on a booted system, not here.
+- What the trainer can write is shown in a local host's file system tree; systemd's sandbox on EC2 is not in this table.
 """
 
 
