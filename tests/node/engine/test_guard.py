@@ -1,5 +1,8 @@
 """Real clusters, attacked from within by an admitted peer: vanilla MXNet as the control, then the guard."""
 
+import contextlib
+import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -201,3 +204,58 @@ def test_a_message_that_harms_vanilla_ends_the_job_with_the_name_of_its_sender(c
     finally:
         for rogue in rogues:
             rogue.close()
+
+
+@pytest.fixture
+def waiting(cluster: MakeCluster) -> tuple[Any, Any]:
+    """A vanilla and a guarded job that have trained a step and wait to go on."""
+    vanilla, guarded = (cluster(script=WAITING, workers=1, servers=1) for _ in range(2))
+    vanilla.start_vanilla()
+    guarded.start()
+    for job in (vanilla, guarded):
+        job.wait_for("worker0", "READY")
+    return vanilla, guarded
+
+
+def test_a_second_connection_as_a_connected_worker_is_ignored_and_its_huge_frame_ends_only_itself(
+    waiting: tuple[Any, Any],
+) -> None:
+    for job in waiting:
+        second = attacker.Peer(*address(job, "server0"), b"ps9", timeout=5)
+        try:
+            second.send(attacker.meta(control=attacker.control(attacker.TERMINATE)))
+            second.send_raw(attacker.HUGE_FRAME)
+            with contextlib.suppress(OSError):
+                while not died(job, "server0"):
+                    second.send_raw(attacker.OVERFLOW)
+            if job is waiting[1]:
+                assert second.is_closed()
+        finally:
+            second.close()
+    vanilla, guarded = waiting
+    (status,) = vanilla.wait("server0", timeout=30).values()  # by writing all over its heap
+    assert status in (-signal.SIGSEGV, -signal.SIGABRT), vanilla.logs()
+    go_on(guarded)
+    assert set(guarded.wait(timeout=60).values()) == {0}, guarded.logs()
+    assert "WEIGHTS [-2.0, -2.0, -2.0, -2.0]" in guarded.log("worker0")
+
+
+def test_another_way_to_write_a_workers_identity_passes_for_it_on_vanilla_and_is_refused(
+    waiting: tuple[Any, Any],
+) -> None:
+    vanilla, guarded = waiting
+    peers = []
+    for job in waiting:
+        alias = attacker.Peer(*address(job, "server0"), b"ps09")
+        peers.append(alias)
+        gradient = struct.pack("=4f", *[5.0] * 4)
+        alias.send(attacker.meta(head=0, push=1, **REQUEST), attacker.keys(0), gradient, attacker.lengths(16))
+    try:
+        assert_refused(
+            guarded, "server0", "a peer without an identity", "a connection must carry the identity of a node"
+        )
+        go_on(vanilla)
+        vanilla.wait_for("worker0", "WEIGHTS [-7.0, -7.0, -7.0, -7.0]", timeout=30)
+    finally:
+        for peer in peers:
+            peer.close()
