@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from holdfast_node.contract.statuses import EXIT_REFUSED
+
 PAYLOADS = Path(__file__).resolve().parents[2] / "attacks/payloads"
 sys.path.insert(0, str(PAYLOADS))
 
 import peer as attacker  # noqa: E402
 from peer import RogueWorker  # noqa: E402
 
-EXIT_REFUSED = 77
 MakeCluster = Callable[..., Any]
 PICKLE = "cos\nmkdir\n(S'{marker}'\ntR."
 WAITING = """

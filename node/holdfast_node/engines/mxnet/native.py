@@ -187,12 +187,8 @@ class Interposer:
         address = self._receiving.get(threading.get_ident())
         if address is None:
             os.write(2, f"\nMXNetError: {' '.join(reason.split())[:300]}\n".encode())
-            os._exit(EXIT_NATIVE)
+            os.abort()  # as without the guard: the agent takes it for a crash, which another start may mend
         self._hooks.refuse(f"a message was not ps-lite's: {reason}", messages.sender_of(address))
-
-
-#: sysexits.h, EX_SOFTWARE: MXNet's native code gave up.
-EXIT_NATIVE = 70
 
 
 def _address(library: Any, symbol: str) -> int:
