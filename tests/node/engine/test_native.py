@@ -18,7 +18,5 @@ def test_the_build_that_is_locked_is_known() -> None:
 def test_another_build_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "libmxnet.so"
     other.write_bytes(b"another build")
-    with pytest.raises(
-        EngineError, match=r"libmxnet\.so must have SHA-256 b4e7f881.*, got db45.*knows the"
-    ):
+    with pytest.raises(EngineError, match=r"libmxnet\.so must have SHA-256 b4e7f881.*, got db45.*knows the"):
         native.require_known(other)

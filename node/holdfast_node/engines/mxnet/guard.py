@@ -70,12 +70,13 @@ class Guard:
         """End the process; the last report is the cause."""
         _end(self._cause)
 
-    def _check_server(self, message: Message) -> None:
+    def _check_server(self, message: Message) -> bool:
         assert self.server is not None
-        self.server.check(message)
+        passes = self.server.check(message)
         if message.simple and message.head == policy.CONTROLLER:
             digest = hashlib.sha256(message.body).hexdigest()
             self._authors.setdefault(digest, set()).add(messages.describe(message.sender))
+        return passes
 
     @staticmethod
     def _own_id(role: Role, servers: int, workers: int) -> int:

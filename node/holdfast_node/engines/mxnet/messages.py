@@ -22,10 +22,18 @@ ROLES = (Role.SERVER, Role.WORKER, Role.SCHEDULER)
 _META = struct.Struct("=3i4xi4x4?4xQ24xi4xQQ8xi20xQQ")  # Meta (120 bytes), then the vector of data
 _NODE = struct.Struct("=iii4xQi?3x")
 _ARRAY = struct.Struct("=Q8xQ8x")
+#: The same for messages of the common shape: head, application and customer; sender; flags; control; data.
+_FAST = struct.Struct("=12s4xi4x4s36xi52xQQ")
+_TWO, _THREE = struct.Struct("=" + 2 * "Q8xQ8x"), struct.Struct("=" + 3 * "Q8xQ8x")
+_string_at = ctypes.string_at
 _LENGTH_BYTES = 24
 MAX_BODY_BYTES = 4 << 20
 _MAX_NODES = 1024
 _MAX_FRAMES = 8
+_FEW_KEYS_BYTES = 64
+
+#: Head, application and customer; sender; flags; keys; size of the data; lengths.
+Fingerprint = tuple[bytes, int, bytes, bytes, int, bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,27 @@ def read_message(address: int) -> Message:
         data = ctypes.string_at(first, end - first)
         message.arrays = tuple((pointer, size) for size, pointer in _ARRAY.iter_unpack(data))
     return message
+
+
+def fingerprint(address: int) -> Fingerprint | None:
+    """Return all that decides whether a push or pull of few keys may pass, or None for other messages.
+
+    Training sends the same pushes and pulls in every step: comparing them costs a third of judging them.
+    """
+    kind, sender, flags, control, first, end = _FAST.unpack(_string_at(address, _FAST.size))
+    if control or flags[3]:  # the fourth flag is a command's
+        return None
+    lengths: bytes | None = None
+    if end - first == _THREE.size:
+        key_size, keys, size, _, length_size, length = _THREE.unpack(_string_at(first, _THREE.size))
+        if length_size > _FEW_KEYS_BYTES:
+            return None
+        lengths = _string_at(length, length_size)
+    elif end - first == _TWO.size:
+        key_size, keys, size, _ = _TWO.unpack(_string_at(first, _TWO.size))
+    else:
+        return None
+    return None if key_size > _FEW_KEYS_BYTES else (kind, sender, flags, _string_at(keys, key_size), size, lengths)
 
 
 def sender_of(address: int) -> int:

@@ -68,15 +68,15 @@ class Server:
     def __post_init__(self) -> None:
         self.values = Values(self.rank, self.servers)
 
-    def check(self, message: Message) -> None:
-        """Return if this server may process the message.
+    def check(self, message: Message) -> bool:
+        """Return if this server may process the message: whether all later ones like it may pass too.
 
         Raises:
             RefusedError: it may not; the reason says what was sent.
         """
         if message.control:
             self.formed = _check_member(message, messages.server_id(self.rank), self, self.formed)
-            return
+            return False
         found = messages.seat(message.sender)
         if found is None or found[0] is not Role.WORKER or found[1] >= self.workers:
             raise RefusedError("only workers of this job may send commands and data")
@@ -84,8 +84,8 @@ class Server:
             raise RefusedError("a message to a server must be a request of a KVStore, got another kind")
         if message.simple:
             self._check_command(message, found[1])
-        else:
-            self.values.check(message, found[1], self)
+            return False
+        return self.values.check(message, found[1], self)
 
     def _check_command(self, message: Message, rank: int) -> None:
         head = message.head
@@ -136,21 +136,22 @@ class Scheduler:
         """Whether every node has joined."""
         return len(self.joined) == self.servers + self.workers
 
-    def check(self, message: Message) -> None:
-        """Return if the scheduler may process the message.
+    def check(self, message: Message) -> bool:
+        """Return False if the scheduler may process the message: it judges each anew.
 
         Raises:
             RefusedError: it may not; the reason says what was sent.
         """
         if message.control == messages.ADD_NODE and not self.formed:
             self._join(message)
-            return
+            return False
         if not message.control:
             raise RefusedError("the scheduler takes no commands and no data")
         found = messages.seat(message.sender)
         if found is None or found[1] >= self._count(found[0]) or not self.formed:
             raise RefusedError(f"control message {message.control} must come from a node of the job that has joined")
         self._check_control(message, found)
+        return False
 
     def _check_control(self, message: Message, sender: tuple[Role, int]) -> None:
         if message.control == messages.TERMINATE:
@@ -205,9 +206,10 @@ class Worker:
     workers: int
     formed: bool = False
 
-    def check(self, message: Message) -> None:
-        """Return if this worker may follow the control message, else raise RefusedError."""
+    def check(self, message: Message) -> bool:
+        """Return False if this worker may follow the control message, else raise RefusedError."""
         self.formed = _check_member(message, ANONYMOUS, self, self.formed)
+        return False
 
 
 #: KVStores that one worker may have open: each is a customer of ps-lite with its own id.

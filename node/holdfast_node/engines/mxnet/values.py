@@ -59,8 +59,11 @@ class Values:
         self.gradients = False
         self.multi_precision = False
 
-    def check(self, message: Message, rank: int, modes: Modes) -> None:
+    def check(self, message: Message, rank: int, modes: Modes) -> bool:
         """Return if the server may process this push, pull or both from the worker with this rank.
+
+        What is returned is whether every later message of the same shape may pass too: a key keeps its description,
+        and modes only change before the first gradient.
 
         Raises:
             RefusedError: it is malformed, or not what the key's first push allows.
@@ -72,10 +75,10 @@ class Values:
         keys, size, lengths = _parts(message)
         if kind == ROW_SPARSE:
             self._check_sparse(message, rank, modes, dtype, keys, size, lengths)
-            return
+            return False
         if kind == COMPRESSED and message.push:
             self._check_compressed(message, modes, dtype, keys, size, lengths)
-            return
+            return True
         if len(keys) != 1:
             raise RefusedError(f"a dense push or pull must be of one key, got {len(keys)}")
         key = self._local(keys[0])
@@ -86,6 +89,7 @@ class Values:
             raise RefusedError(f"the size of key {key} must be that of the data, a multiple of its type's, got {size}")
         elif value is None:
             self._initialise(message, rank, key, Value(DENSE, dtype, size, 0))
+            return False
         elif (value.kind, value.dtype, value.size) != (DENSE, dtype, size):
             raise RefusedError(
                 f"key {key} must be pushed as it was initialised, in {value.size} bytes of type {value.dtype}, "
@@ -93,6 +97,7 @@ class Values:
             )
         else:
             self._gradient(key, modes)
+        return True
 
     def _check_pull(self, message: Message, key: int, value: Value | None, dtype: int, size: int) -> None:
         known = value is not None and (value.kind, value.dtype) == (DENSE, dtype)
