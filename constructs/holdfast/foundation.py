@@ -20,6 +20,8 @@ from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
 FAILED_RENEWALS = "FailedRenewals"
+#: The name of the metric that counts messages between nodes which a trainer's guard refused.
+REFUSED_MESSAGES = "RefusedMessages"
 
 
 class ClusterFoundation(Construct):
@@ -99,6 +101,7 @@ class ClusterFoundation(Construct):
             metric_value="1",
             default_value=0,
         )
+        self._count_refused_messages()
         self.enrolment = EnrolmentFunction(
             self,
             "Enrolment",
@@ -173,6 +176,23 @@ class ClusterFoundation(Construct):
                 iam.PolicyStatement(sid="NodeBundle", actions=["s3:GetObject"], resources=[self.bundle.object_arn]),
             ),
         )
+
+    def _count_refused_messages(self) -> None:
+        """Count what nodes' launchers report (holdfast_node/engines/mxnet/events.py): one JSON line each."""
+        logs.MetricFilter(
+            self,
+            "RefusedMessages",
+            log_group=self.node_log,
+            filter_pattern=logs.FilterPattern.string_value("$.event", "=", "command_refused"),
+            metric_namespace=self.names.metrics,
+            metric_name=REFUSED_MESSAGES,
+            metric_value="1",
+            default_value=0,
+        )
+
+    def metric_refused_messages(self) -> cloudwatch.Metric:
+        """Return the number of messages between nodes that a trainer's guard refused, by default over five minutes."""
+        return cloudwatch.Metric(namespace=self.names.metrics, metric_name=REFUSED_MESSAGES, statistic="Sum")
 
     def grant_sign_jobs(self, grantee: iam.IGrantable) -> None:
         """Let `grantee` sign job documents and store them with their code, under `jobs/` and nowhere else."""

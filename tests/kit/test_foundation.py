@@ -218,6 +218,12 @@ def test_refusals_are_counted_in_all_and_by_reason_and_failed_renewals_too(dev: 
         '"WARNING" "renewal_failed"',
         "<FoundationNodeLog>",
     )
+    messages = filters.pop("FoundationRefusedMessages")
+    assert (messages["FilterPattern"], messages["LogGroupName"]) == (
+        '{ $.event = "command_refused" }',
+        "<FoundationNodeLog>",
+    )
+    assert messages["MetricTransformations"][0]["MetricName"] == "RefusedMessages"
     assert {(f["FilterPattern"], f["LogGroupName"]) for f in filters.values()} == {
         (pattern, "<FoundationEnrolmentLog>")
     }
