@@ -25,7 +25,6 @@ def run(cluster: MakeCluster, feature: str, kvstore: str) -> dict[str, Any]:
     ("feature", "kvstore"),
     [
         ("gluon_trainer", "dist_device_sync"),
-        ("without_update_on_kvstore", "dist_sync"),
         ("half_precision", "dist_async"),
         ("compression", "dist_sync"),
         ("row_sparse", "dist_sync"),
@@ -37,6 +36,10 @@ def test_a_feature_trains_on_the_servers_as_it_does_without_them(
 ) -> None:
     result = run(cluster, feature, kvstore)
     assert result and all(result.values()), result
+
+
+def test_updating_on_the_workers_is_not_refused(cluster: MakeCluster) -> None:
+    assert run(cluster, "without_update_on_kvstore", "dist_sync") == {"moved": True}
 
 
 REFUSED = {
