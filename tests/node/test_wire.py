@@ -80,6 +80,11 @@ class Wire:
             return connection.recv(100)
         return b""
 
+    def unacknowledged(self, address: str) -> bool:
+        """Whether the server's host waits for this address to acknowledge something."""
+        shown = self.cluster.host("server0").run(["ss", "-Htn", "state", "established", "dst", address]).stdout
+        return any(line.split()[1] != "0" for line in shown.splitlines())
+
     def threads(self) -> int:
         return len(list(Path(f"/proc/{self.tunnel.popen.pid}/task").iterdir()))
 
@@ -182,6 +187,34 @@ def test_a_flood_from_a_compromised_worker_leaves_the_other_peer_its_share(wire:
         assert wire.ask("worker0", "worker0") == b"echo:hello"
         assert wire.threads() <= PEER_CONNECTIONS + 10
         assert wire.memory_mib() < 64
+
+
+CUT = """
+table inet cut {
+  chain input { type filter hook input priority -300; policy drop; }
+  chain output { type filter hook output priority -300; policy drop; }
+}
+"""
+
+
+def test_a_peer_that_vanishes_without_a_word_is_noticed_by_the_wire_within_15_seconds(wire: Wire) -> None:
+    host = wire.host("worker1")
+    with wire.dial("worker1", "worker1") as connection:
+        connection.sendall(b"hello")
+        assert connection.recv(100) == b"echo:hello"
+        while wire.unacknowledged(host.address):  # data that is never acknowledged is the agent's to notice
+            time.sleep(0.02)
+        closed = wire.tunnel.log().count("Connection reset") + wire.tunnel.log().count("Connection closed")
+        assert host.run(["nft", "-f", "-"], stdin=CUT).returncode == 0
+        try:
+            started = time.monotonic()
+            while wire.tunnel.log().count("Connection reset") + wire.tunnel.log().count("Connection closed") == closed:
+                assert time.monotonic() - started < 15
+                time.sleep(0.1)
+            assert "Connection timed out" in wire.tunnel.log()
+        finally:
+            assert host.run(["nft", "delete", "table", "inet", "cut"]).returncode == 0
+    assert wire.ask("worker0", "worker0") == b"echo:hello"
 
 
 def begin(target: tuple[str, int]) -> socket.socket:
