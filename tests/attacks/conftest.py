@@ -1,4 +1,4 @@
-"""One arena for all attacks of a test run, at the smaller size."""
+"""One arena for all attacks of a module, at the smaller size; it ends with them, so that it slows no other test."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from tests.attacks.arenas import Arena
 from holdfast_local.lab import LabError, require
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def arena() -> Iterator[Arena]:
     try:
         require()
