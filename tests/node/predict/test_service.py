@@ -17,7 +17,8 @@ import pytest
 from predict_support import HOST, Authority, Client, Endpoint, client_context, endpoint, read_all
 
 from holdfast_node.contract.roles import Serving
-from holdfast_node.predict.errors import PredictorError
+from holdfast_node.predict.errors import PredictorError, RequestRefused
+from holdfast_node.predict.requests import parse_head
 from holdfast_node.predict.service import Bounds, Served, bind
 from holdfast_node.predict.tls import Denied, client_name
 
@@ -191,6 +192,19 @@ def test_a_malformed_request_is_refused_by_name(case: str, running: Endpoint) ->
     first, _, rest = answer.partition(b"\r\n")
     assert first.split()[1] == str(status).encode()
     assert json.loads(rest.partition(b"\r\n\r\n")[2])["error"].startswith(message)
+
+
+def test_a_bad_header_of_many_spaces_is_refused_at_once() -> None:
+    data = head("GET /v1/model HTTP/1.1", "A:" + " " * 2000 + "\x00")
+    began = time.process_time()
+    with pytest.raises(RequestRefused, match="a header must be a name"):
+        parse_head(data, max_body_bytes=1)
+    assert time.process_time() - began < 1
+
+
+def test_spaces_around_a_header_s_value_do_not_count() -> None:
+    data = head("POST /v1/predict HTTP/1.1", "Content-Type:\t application/json ", "Content-Length:2 \t")
+    assert parse_head(data, max_body_bytes=2).length == 2
 
 
 ROWS: dict[str, tuple[bytes, str]] = {
