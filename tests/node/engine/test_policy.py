@@ -299,6 +299,8 @@ def test_a_node_waits_at_a_barrier_once_until_all_have_come() -> None:
     made.check(waiting(WORKER_0))
     with pytest.raises(RefusedError, match="a node must wait at a barrier once, got a second request for group 4"):
         made.check(waiting(WORKER_0))
+    with pytest.raises(RefusedError, match="a node must wait at a barrier once"):
+        made.check(replace(waiting(WORKER_0), customer=1))  # it would stand for worker 1
     made.check(waiting(WORKER_1))
     made.check(waiting(WORKER_0))
 

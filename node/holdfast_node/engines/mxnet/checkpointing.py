@@ -139,7 +139,7 @@ class Checkpoints:
             saving.save_arrays(folder / PARAMETERS, training.parameters(), mx)
             training.save_states(folder / STATES, name)
             (folder / TRAINING).write_bytes(describe(training, step, extra))
-            self._writeown_file(folder, training, mx)
+            self._write_own_file(folder, training, mx)
             next(meetings)()
             for rank in range(workers.count):
                 if not (folder / own_file(rank)).is_file():
@@ -173,7 +173,7 @@ class Checkpoints:
         training.workers.meet()
         failed, digest = "", ""
         try:
-            digest = self._writeown_file(store.draft_path(self.directory, draft), training, mx)
+            digest = self._write_own_file(store.draft_path(self.directory, draft), training, mx)
         except FileNotFoundError:  # worker 0 has given the draft up
             failed = "the log of worker 0 says why"
         except Exception as error:  # whatever it is, the others wait at the next meeting
@@ -188,7 +188,7 @@ class Checkpoints:
             failed = "the log of worker 0 says why"
         return failed
 
-    def _writeown_file(self, folder: Path, training: Training, mx: Any) -> str:
+    def _write_own_file(self, folder: Path, training: Training, mx: Any) -> str:
         """Write what is this worker's alone; its JSON, whose digest is returned, comes last: the rest is there."""
         workers = training.workers
         if workers.rank and (own := training.own_parameters()):

@@ -129,7 +129,7 @@ class Scheduler:
     servers: int
     workers: int
     joined: set[str] = field(default_factory=set)
-    _waiting: dict[int, set[tuple[int, int]]] = field(default_factory=dict)
+    _waiting: dict[int, set[int]] = field(default_factory=dict)
 
     @property
     def formed(self) -> bool:
@@ -187,10 +187,11 @@ class Scheduler:
         if group not in _GROUPS or role not in _GROUPS[group]:
             raise RefusedError(f"a {role} must wait at a barrier of its own group, got group {group}")
         waiting = self._waiting.setdefault(group, set())
-        waiter = (message.sender, message.customer)
-        if waiter in waiting:
+        # By node and not by its KVStore: ps-lite counts requests, and one node's would stand for the others'. A job's
+        # workers have one distributed KVStore each (compatibility.py).
+        if message.sender in waiting:
             raise RefusedError(f"a node must wait at a barrier once, got a second request for group {group}")
-        waiting.add(waiter)
+        waiting.add(message.sender)
         if len(waiting) == sum(self._count(member) for member in _GROUPS[group]):
             waiting.clear()
 
