@@ -128,6 +128,10 @@ class HoldfastJob(Job):
         return bool(told["admitted"]), f"{told['why']}; the tunnel: {complaint(said)}"
 
 
+#: What `complaint` returns where a tunnel refused nothing.
+NO_COMPLAINT = ("accepted it", "was not reached")
+
+
 def complaint(said: str) -> str:
     """Return the first complaint in a stunnel log, without its prefix, or what the log says instead."""
     texts = [line.partition("]: ")[2] for line in said.splitlines() if "]: " in line]
@@ -136,7 +140,7 @@ def complaint(said: str) -> str:
     ]
     if complaints:
         return complaints[0][:160]
-    return "accepted it" if any("new session negotiated" in text for text in texts) else "was not reached"
+    return NO_COMPLAINT[0] if any("new session negotiated" in text for text in texts) else NO_COMPLAINT[1]
 
 
 class Arena:

@@ -12,6 +12,7 @@ from holdfast_local.lab import (
     NODE_PYTHON,
     Cluster,
     HoldfastCluster,
+    LabError,
     Network,
     Process,
     VanillaCluster,
@@ -19,10 +20,13 @@ from holdfast_local.lab import (
 )
 from holdfast_node.contract.layout import User
 from holdfast_node.contract.statuses import EXIT_REFUSED
+from holdfast_node.engines.mxnet import messages
 
 _SECONDS = 60.0
 #: No answer for so long after an attack is no answer: a step takes milliseconds, on a busy machine a second.
 _SILENCE_SECONDS = 5.0
+#: The control message that a rogue peer's kind sends (in_host/rogue_peer.py); a frame that is too long is none.
+_CONTROLS = {"terminate": messages.TERMINATE, "elsewhere": messages.ADD_NODE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,10 @@ def _vanilla_outcome(seen: Seen) -> Outcome:
         return succeeded("the server executed the attacker's code: it made a directory")
     if seen.written:
         return succeeded(f"the server wrote the file {seen.written[0]} that the attacker named")
-    if seen.server_status not in (None, 0):
+    if (seen.server_status or 0) < 0:
         return succeeded(f"the server died of signal {-(seen.server_status or 0)}")
+    if not seen.acknowledged or seen.server_status:
+        raise LabError(f"the command was not acknowledged, or the server failed by itself: {seen}")
     if not seen.went_on:
         return succeeded("the command was acknowledged and no worker was answered after it: the job hangs")
     return unharmed("the command was acknowledged, and nothing else happened")
@@ -116,7 +122,9 @@ def _holdfast_outcome(seen: Seen, command: Command) -> Outcome:
     if harm or not seen.refusals:
         return Outcome(Verdict.SUCCEEDED, "; ".join(harm) or "the command was acknowledged, not refused")
     event = seen.refusals[0]
-    end = f"the server ended with status {seen.server_status}" if seen.server_status else "the job went on"
+    if event.get("head") != int(command.sends[0]) or seen.server_status != EXIT_REFUSED:
+        raise LabError(f"the server ended with {seen.server_status}, and not for the attacker's command: {event}")
+    end = f"the server ended with status {seen.server_status}"
     return refused(f"logged as a security event: {str(event['reason'])[:120]}; {end}")
 
 
@@ -148,12 +156,19 @@ def _message(kind: type[Cluster], message: str) -> Outcome:
         server = cluster.processes["server0"]
         goes_on = _goes_on(job, server)
         status, refusals = server.popen.poll(), server.events("command_refused")
+        if message not in _CONTROLS:  # the connection's end is what is looked for
+            rogue.await_text("CLOSED")
         closed = "CLOSED True" in rogue.log()
-    if refusals and status == EXIT_REFUSED:
-        reason = f"{refusals[0]['sender']}: {refusals[0]['reason']}"
+    if refusals:
+        event = refusals[0]
+        if (event["sender"], event.get("control"), status) != ("worker 1", _CONTROLS.get(message), EXIT_REFUSED):
+            raise LabError(f"the server ended with {status}, and not for the attacker's message: {event}")
+        reason = f"{event['sender']}: {event['reason']}"
         return refused(f"logged as a security event: {reason[:120]}; the server ended with status {status}")
-    if status is not None:
+    if status is not None and status < 0:
         return succeeded(f"the server died of signal {-status}")
+    if status:
+        raise LabError(f"the server ended with status {status}, without having refused anything")
     if not goes_on:
         return succeeded("the other worker is not answered any more: the job hangs")
     return refused("the server ended the connection; the job goes on") if closed else unharmed("the job goes on")

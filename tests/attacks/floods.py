@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.attacks.arenas import Arena, HoldfastJob, program, tell, vanilla
+from tests.attacks.arenas import NO_COMPLAINT, Arena, HoldfastJob, complaint, program, tell, vanilla
 from tests.attacks.model import Outcome, Verdict, refused, succeeded, unharmed
 
 from holdfast_local.lab import NODE_PYTHON, OPEN_FILES, Host, LabError, Process, python_environment
@@ -53,10 +53,16 @@ def survives(kind: str, role: Role) -> Callable[[Arena], Outcome]:
         job = arena.holdfast
         peer = job.cluster.peers[_NODE[role]]
         count = "20" if arena.small else "200"
+        log = job.cluster.tunnels[_NODE[role]].log_path
+        before = log.stat().st_size
         told = tell(_attacker(job, role), "flood", peer.address, str(job.cluster.ports[role]), kind, count, "5")
+        said = complaint(log.read_bytes()[before:].decode(errors="replace"))
+        if said in NO_COMPLAINT:
+            raise LabError(f"the {kind} must reach the {role}'s tunnel, or nothing was refused: it {said}; {told}")
         _require_running(arena)
         step = job.await_steps(5)
-        return refused(f"{told['opened'] + told['refused']} connections ended by the tunnel; the job is at step {step}")
+        tried = told["opened"] + told["refused"]
+        return refused(f"{tried} connections, ended by the tunnel ({said}); the job is at step {step}")
 
     return attack
 
@@ -102,7 +108,7 @@ def goes_on_under(kind: str) -> Callable[[Arena], Outcome]:
             return Outcome(Verdict.SUCCEEDED, f"under the flood the job's own worker cannot connect: {why}")
         for flood in floods:
             flood.wait(60)
-        opened = sum(int(flood.log().split('"opened": ')[1].split(",")[0]) for flood in floods)
+        opened = _opened(floods)
         _require_running(arena)
         step = job.await_steps(5)
         tried = 3 * int(_count(arena))
@@ -125,7 +131,7 @@ def certified_flood(arena: Arena) -> Outcome:
     step = job.await_steps(10)
     for flood in floods:
         flood.wait(seconds + 30)
-    opened = sum(int(flood.log().split('"opened": ')[1].split(",")[0]) for flood in floods)
+    opened = _opened(floods)
     _require_running(arena)
     return unharmed(f"{opened} admitted in {seconds} s; the job goes on from step {step} to {job.await_steps(5)}")
 
@@ -143,6 +149,14 @@ def _count(arena: Arena) -> str:
 def _flood(host: Host, address: str, port: int, kind: str, count: str, seconds: int, *credentials: str) -> Process:
     argv = [NODE_PYTHON, program("flood"), address, str(port), kind, count, str(seconds), *credentials]
     return host.start(argv, name=f"flood-{kind}-{address}", env=python_environment(PYTHONUNBUFFERED="1"))
+
+
+def _opened(floods: list[Process]) -> int:
+    """Return how many connections these floods had open; one without any would show nothing."""
+    opened = [int(flood.log().split('"opened": ')[1].split(",")[0]) for flood in floods]
+    if not all(opened):
+        raise LabError(f"every flood must open connections, or nothing was withstood: {opened}")
+    return sum(opened)
 
 
 def _await_exhausted(victim: Process, flood: Process) -> int:

@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 
-from tests.attacks.arenas import GRADIENT, OUTSIDER, Arena, HoldfastJob, join_as, tell, vanilla
+from tests.attacks.arenas import GRADIENT, NO_COMPLAINT, OUTSIDER, Arena, HoldfastJob, join_as, tell, vanilla
 from tests.attacks.model import Outcome, Verdict, refused, succeeded
 
-from holdfast_local.lab import CLUSTER, Authority, Host
+from holdfast_local.lab import CLUSTER, Authority, Host, LabError
 from holdfast_node.contract.roles import Role
 
 POISON = 1000.0
@@ -119,9 +119,11 @@ def _compromised(job: HoldfastJob) -> Host:
 
 
 def _judge(tries: list[tuple[bool, str]], arena: Arena) -> Outcome:
-    """Refused if none was admitted and the job steps on; the evidence is the last refusal's."""
+    """Refused if none was admitted and the job steps on; the evidence is the last refusal's, which is the tunnel's."""
     admitted = [why for ok, why in tries if ok]
     if admitted:
         return Outcome(Verdict.SUCCEEDED, f"{len(admitted)} of {len(tries)} connections were admitted: {admitted[0]}")
+    if tries[-1][1].endswith(NO_COMPLAINT):
+        raise LabError(f"the last attempt must be refused by the tunnel, or no certificate was judged: {tries[-1][1]}")
     step = arena.holdfast.await_steps()
     return refused(f"0 of {len(tries)} connections admitted ({tries[-1][1]}); the job goes on to step {step}")

@@ -60,6 +60,8 @@ def outsider_s_scan_of_holdfast(arena: Arena) -> Outcome:
     dropped = job.network.drops().refused - before
     if any(found.values()):
         return Outcome(Verdict.SUCCEEDED, f"an outsider finds open {found}")
+    if not dropped:
+        raise LabError("the security groups must have dropped the scan, or it was not tried")
     return refused(f"no port of any of {len(found)} nodes answers; the security groups dropped {dropped} packets")
 
 

@@ -132,6 +132,7 @@ _LIMITS = """\
   the CA, of jobs and of models are in memory instead of KMS, and the jobs bucket is a dictionary. The agent's part in a
   revocation is played by the lab, with the agent's own code; the end-to-end tests have whole agents.
 - A node that was admitted can end its job: what a server refuses ends it, with the sender's name as the job's cause.
+- Vanilla MXNet signs no command line, code or package: there its side of B5 shows only that what was changed runs.
 - Gradients are not judged. A worker that was admitted can train towards what it likes; so can the script itself.
 - A node that is taken over is still that node until it is revoked: it has its certificate and its address.
 - What the trainer can write is shown in a local host's file system tree; systemd's sandbox on EC2 is not in this table.

@@ -53,6 +53,7 @@ def vanilla():
 
 def holdfast():
     from holdfast_node.checkpointing import CheckpointError, Checkpoints, latest, verify
+    from holdfast_node.contract.errors import HoldfastError
     from holdfast_node.manifests import MANIFEST, Manifest, describe
 
     net, trainer = network()
@@ -77,7 +78,7 @@ def holdfast():
     try:
         net, trainer = untrained()
         Checkpoints(directory).for_gluon(net, trainer).restore()
-    except Exception as error:
+    except HoldfastError as error:
         told["forged"] = f"{type(error).__name__}: {error}"
     return told
 
