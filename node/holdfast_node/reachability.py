@@ -3,7 +3,7 @@
 The trainer's heartbeats go to the scheduler only: a cut between a worker and a server leaves them both well and
 waiting for ever. The kernel knows better: a connection on which data is sent again and again, or whose keepalive
 probes stay unanswered (the tunnel asks for them), has a peer that cannot be reached. A slow peer acknowledges late,
-and that clears the count.
+and that clears the count. So does a peer with which nothing is under way any more: it may have ended well.
 """
 
 import logging
@@ -53,6 +53,7 @@ class Reachability:
         self._addresses = {peer.address: peer for peer in self._dialled.values()}
         self._limit_seconds = limit_seconds
         self._since: dict[Peer, float] = {}
+        self._quiet: dict[Peer, float] = {}
         self._slow: set[Peer] = set()
 
     def look(self, table: str, now: float) -> str | None:
@@ -67,10 +68,14 @@ class Reachability:
             if peer in self._slow:
                 self._slow.discard(peer)
                 _LOG.info("%s answers again, after %.0f s", _name(peer), now - since)
+        for peer in self._since.keys() - owing:
+            # A tunnel that keeps trying has moments between its attempts; a longer pause is none of them.
+            if now - self._quiet.setdefault(peer, now) > self._limit_seconds / 2:
+                del self._since[peer]
+                self._slow.discard(peer)
         for peer in owing:
-            self._since.setdefault(peer, now)
-        for peer, since in self._since.items():
-            silent = now - since
+            self._quiet.pop(peer, None)
+            silent = now - self._since.setdefault(peer, now)
             if silent >= self._limit_seconds:
                 return (
                     f"{_name(peer)} at {peer.address} cannot be reached: it has acknowledged nothing for {silent:.0f} s"

@@ -86,6 +86,14 @@ def test_a_tunnel_that_keeps_trying_does_not_look_well_between_its_attempts() ->
     assert watch.look(HEADER + attempt, 9.5) is not None
 
 
+def test_a_peer_with_which_nothing_is_under_way_any_more_is_not_cut_off() -> None:
+    watch, attempt = reachability(), row(CLIENT, TO_SERVER, state="02")
+    assert watch.look(HEADER + attempt, 0.0) is None
+    assert [watch.look(HEADER, float(now)) for now in range(1, 60)] == [None] * 59  # its trainer ended, for example
+    assert watch.look(HEADER + attempt, 60.0) is None  # and what comes later counts from then
+    assert watch.look(HEADER + attempt, 64.0) is None
+
+
 def test_the_machine_s_own_table_can_be_read() -> None:
     assert all(found.local for found in connections(Path("/proc/net/tcp").read_text()))
 
