@@ -16,6 +16,7 @@ from holdfast_cli.errors import RevocationError
 from holdfast_node.contract.documents import Denial
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.layout import JobsBucket
+from holdfast_node.contract.roles import INSTANCE_ID_PATTERN
 
 #: S3's answer to a conditional write of an object that is there (S3 user guide, "Conditional writes").
 _THERE = {"PreconditionFailed", "412"}
@@ -47,7 +48,8 @@ def check(instance_id: str, reason: str, now: datetime | None = None) -> Denial:
     try:
         denial.validate()
     except DocumentError as error:
-        raise RevocationError(f"{error}; `holdfast status JOB` shows a job's instances") from None
+        remedy = "" if INSTANCE_ID_PATTERN.fullmatch(instance_id) else "; `holdfast status JOB` shows a job's instances"
+        raise RevocationError(f"{error}{remedy}") from None
     return denial
 
 

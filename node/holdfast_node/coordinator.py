@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -12,16 +13,18 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import ClientError
 
 from holdfast_node.contract.documents import ENDED, Control, JobDocument, NodeResult, Registration, Rendezvous
-from holdfast_node.contract.errors import HoldfastError
+from holdfast_node.contract.errors import DocumentError, HoldfastError
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 from holdfast_node.coordination import GATHER_SECONDS, MAX_CAUSE, Coordination
 from holdfast_node.detection import Detection
+from holdfast_node.log_reading import one_line
 from holdfast_node.store import Store
 
 if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient
 
+_LOG = logging.getLogger("holdfast")
 HEARTBEAT_SECONDS = 10
 POLL_SECONDS = 0.5
 
@@ -100,6 +103,7 @@ def coordinate(
         if coordination.outcome is not None:
             break
         reporter.beat()
+        presence.listing()
         for role in Role:
             for key, changed in store.changed_since(JobsBucket.node_prefix(role), started):
                 presence.seen(key, changed)
@@ -126,7 +130,13 @@ def _hear(store: Store, coordination: Coordination, presence: "PresenceWatch") -
     """Tell `coordination` of new nodes, of parts that have ended, and of nodes that are silent."""
     if coordination.gathering:
         for key in presence.registrations():
-            registration = store.load(Registration, key)
+            try:
+                registration = store.load(Registration, key)
+            except DocumentError as error:  # its writer is one node, and the others go on without it
+                if key not in presence.unreadable:
+                    presence.unreadable.add(key)
+                    _LOG.warning("%s cannot be used: %s", key, one_line(str(error)))
+                continue
             # A role may write below its own prefix only, so the key says what the registration may claim.
             if registration and key == JobsBucket.node(registration.role, registration.instance_id):
                 coordination.register(registration)
@@ -134,7 +144,11 @@ def _hear(store: Store, coordination: Coordination, presence: "PresenceWatch") -
         return
     job_id, generation = coordination.job.job_id, coordination.rendezvous.generation
     for peer in coordination.running():
-        result = store.load(NodeResult, JobsBucket.result(job_id, generation, peer.role, peer.instance_id))
+        try:
+            result = store.load(NodeResult, JobsBucket.result(job_id, generation, peer.role, peer.instance_id))
+        except DocumentError as error:
+            coordination.lose(peer.instance_id, one_line(f"its result cannot be used: {error}"))
+            continue
         if result is not None:
             coordination.note(peer.instance_id, result)
         elif presence.lost(JobsBucket.node(peer.role, peer.instance_id)):
@@ -143,17 +157,27 @@ def _hear(store: Store, coordination: Coordination, presence: "PresenceWatch") -
 
 
 class PresenceWatch:
-    """Knows which registrations are still renewed. It compares S3's times with each other, never with this clock."""
+    """Knows which registrations are still renewed. It compares S3's times with each other, never with this clock.
+
+    A silence is measured between two listings: while this node waits for S3, nobody else grows silent.
+    """
 
     def __init__(self, silence_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.silence_seconds = silence_seconds
         self._clock = clock
+        self._now = clock()
         self._last: dict[str, tuple[datetime, float]] = {}
+        #: The keys of registrations that are no such documents, once they have been said.
+        self.unreadable: set[str] = set()
+
+    def listing(self) -> None:
+        """Note that all registrations are listed now."""
+        self._now = self._clock()
 
     def seen(self, key: str, changed: datetime) -> None:
         """Note that a registration was last written at `changed`."""
         if key not in self._last or self._last[key][0] != changed:
-            self._last[key] = (changed, self._clock())
+            self._last[key] = (changed, self._now)
 
     def registrations(self) -> list[str]:
         """Return the keys of all registrations that were seen."""
@@ -165,4 +189,4 @@ class PresenceWatch:
 
     def lost(self, key: str) -> bool:
         """Return whether a registration was seen once, and then not renewed for too long."""
-        return key in self._last and self._clock() - self._last[key][1] > self.silence_seconds
+        return key in self._last and self._now - self._last[key][1] > self.silence_seconds

@@ -25,7 +25,8 @@ DETECTION = Detection(15)
 
 
 def registration(instance_id: str, role: Role) -> Registration:
-    return Registration(role=role, instance_id=instance_id, address="10.0.0.1", spiffe_id="spiffe://x", serial="0a")
+    address = f"10.0.0.{int(instance_id[-1], 16)}"
+    return Registration(role=role, instance_id=instance_id, address=address, spiffe_id="spiffe://x", serial="0a")
 
 
 class Bucket(dict[str, bytes]):
@@ -148,18 +149,49 @@ def test_job_that_has_ended_is_not_begun_again() -> None:
         coordinated(bucket, JOB)
 
 
+@pytest.mark.parametrize("written", [b"no JSON", b"{}", b"[" * 300_000], ids=["no JSON", "no keys", "too deep"])
+def test_a_registration_that_is_none_costs_its_node_the_seat_and_nobody_else(
+    written: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket = full_bucket(JOB)
+    bucket["nodes/worker/i-000000000.json"] = written
+    assert coordinated(bucket, JOB)[0][0] == "success"
+    assert [message.split(":")[0] for message in caplog.messages] == ["nodes/worker/i-000000000.json cannot be used"]
+
+
+def test_a_result_that_is_none_is_the_loss_of_its_node_by_name() -> None:
+    bucket = full_bucket(JOB)
+    bucket[JobsBucket.result("digits-1", 1, Role.WORKER, "i-000000004")] = b'{"status": "0"}'
+    ((_, cause),) = coordinated(bucket, replace(JOB, max_restarts=0))
+    assert cause.startswith("worker 1 (i-000000004): its result cannot be used: NodeResult lacks the keys")
+
+
+def test_time_that_the_scheduler_waits_for_s3_is_nobody_s_silence() -> None:
+    now = 100.0
+    watch = PresenceWatch(12, clock=lambda: now)
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
+    for later in (0, 40):
+        watch.listing()
+        watch.seen("nodes/worker/a.json", moment + timedelta(seconds=later))
+        now += 40  # the next role's listing hangs
+        assert not watch.lost("nodes/worker/a.json")
+
+
 def test_presence_is_judged_by_change_and_never_by_the_other_clock() -> None:
     now = 100.0
     watch = PresenceWatch(12, clock=lambda: now)
     moment = datetime(2030, 1, 1, tzinfo=UTC)
     watch.seen("nodes/worker/a.json", moment)
     now += 10
+    watch.listing()
     watch.seen("nodes/worker/a.json", moment + timedelta(seconds=5))
     now += 10
+    watch.listing()
     assert not watch.lost("nodes/worker/a.json")
     assert watch.alive() == {"a"}
     watch.seen("nodes/worker/a.json", moment + timedelta(seconds=5))
     now += 3
+    watch.listing()
     assert watch.lost("nodes/worker/a.json")
     assert watch.alive() == set()
     assert not watch.lost("nodes/worker/never-seen.json")

@@ -63,7 +63,7 @@ class Document:
         """
         try:
             value = json.loads(data, object_pairs_hook=_no_duplicates)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DocumentError(f"{cls.__name__} is not valid JSON: {error}") from None
         return typing.cast(D, _build(cls, value, cls.__name__))
 
