@@ -200,7 +200,7 @@ class Coordination:
             self._start(alive)
         elif now > self._gather_until:
             words = ", ".join(f"{count} {role}" for role, count in lacking.items())
-            late = f"nodes did not register within {GATHER_SECONDS:g} s: {words}"
+            late = f"nodes did not register within {GATHER_SECONDS:g} s: {words}{self._at_one_address(alive)}"
             self._end(f"{self._causes[0]}; then {late}" if self._causes else late)
 
     def _start(self, alive: Collection[str]) -> None:
@@ -263,11 +263,31 @@ class Coordination:
     def _ready(self, role: Role, alive: Collection[str]) -> list[Registration]:
         """Return the nodes of a role that could start now: heard of, allowed, and done with what was before."""
         busy = {peer.instance_id for peer in self.running()} if self.rendezvous else set()
+        taken = self._addresses(alive)
         return [
             node
             for node in self._of(role)
-            if node.instance_id in alive and node.instance_id not in self._excluded and node.instance_id not in busy
+            if node.instance_id in alive
+            and node.instance_id not in self._excluded
+            and node.instance_id not in busy
+            and len(taken[node.address]) == 1  # else one of them lies, or is gone and not missed yet
         ]
+
+    def _addresses(self, alive: Collection[str]) -> dict[str, list[str]]:
+        """Return who says to be at each address, of those that could take part: a firewall leads an address to one."""
+        found: dict[str, list[str]] = {}
+        for node in self.registrations.values():
+            if node.instance_id in alive and node.instance_id not in self._excluded:
+                found.setdefault(node.address, []).append(node.instance_id)
+        return found
+
+    def _at_one_address(self, alive: Collection[str]) -> str:
+        rivals = [
+            f"; {' and '.join(sorted(nodes))} both say that they are at {address}: revoke the one that is not"
+            for address, nodes in sorted(self._addresses(alive).items())
+            if len(nodes) > 1
+        ]
+        return "".join(rivals[:1])
 
     def _of(self, role: Role) -> list[Registration]:
         return sorted((n for n in self.registrations.values() if n.role is role), key=lambda n: n.instance_id)

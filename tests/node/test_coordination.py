@@ -18,7 +18,8 @@ NODES = {SCHEDULER: Role.SCHEDULER, SERVER: Role.SERVER, SECOND: Role.WORKER, FI
 
 
 def registration(instance_id: str, role: Role = Role.WORKER) -> Registration:
-    return Registration(role=role, instance_id=instance_id, address="10.0.0.1", spiffe_id="spiffe://x", serial="0a")
+    address = f"10.0.0.{int(instance_id[-1], 16) + 1}"
+    return Registration(role=role, instance_id=instance_id, address=address, spiffe_id="spiffe://x", serial="0a")
 
 
 def ended(status: int = 0, cause: str = "", first_step_ms: int | None = None) -> NodeResult:
@@ -381,3 +382,25 @@ def test_a_long_cause_is_cut() -> None:
     job.end({FIRST: ended(1, "x" * 5000)})
     assert job.cause is not None
     assert len(job.cause) == MAX_CAUSE
+
+
+def test_two_nodes_at_one_address_get_no_seat_and_are_named() -> None:
+    job = Job()
+    job.coordination.register(replace(registration(SECOND), address=registration(FIRST).address))
+    assert job.after() is None
+    assert job.after(GATHER_SECONDS + 1) is None
+    assert job.cause == (
+        f"nodes did not register within 600 s: 2 worker; {FIRST} and {SECOND} both say that they are at 10.0.0.4: "
+        "revoke the one that is not"
+    )
+
+
+def test_a_node_at_the_address_of_one_that_is_gone_or_revoked_gets_its_seat() -> None:
+    for leave in (lambda job: job.alive.discard(SPARE), lambda job: job.coordination.exclude(SPARE, "revoked")):
+        job = Job()
+        job.alive.add(SPARE)
+        job.coordination.register(replace(registration(SPARE), address=registration(FIRST).address))
+        assert job.after() is None
+        leave(job)
+        assert job.after() is not None
+        assert job.state == (1, RUNNING)
