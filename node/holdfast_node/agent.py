@@ -89,6 +89,17 @@ class Agent:
             shipper.finish()
 
     def _run(self) -> int:
+        self._stop_services()  # an agent before this one may have left them, and nobody watches their peers meanwhile
+        try:
+            return self._do_parts()
+        finally:
+            self._stop_services()
+
+    def _stop_services(self) -> None:
+        if not self._node.services.stop("trainer", "tunnel"):
+            _LOG.warning("the trainer or the tunnel has not ended; their service manager does not answer")
+
+    def _do_parts(self) -> int:
         self._enrol()
         self._follower.start()
         if self._node.config.role is not Role.SCHEDULER:
@@ -106,9 +117,22 @@ class Agent:
     def _schedule(self, control: Control, reporter: coordinator.Reporter) -> int:
         job = self._node.load_job(control.job_id)
         status: list[int] = []
-        thread = threading.Thread(target=lambda: status.append(self._take_parts()), name="part", daemon=True)
+        failures: list[Exception] = []
+
+        def take_parts() -> None:
+            try:
+                status.append(self._take_parts())
+            except Exception as error:
+                failures.append(error)
+
+        def denied() -> dict[str, str]:
+            if failures:  # nobody else would say so: the registration is still renewed
+                raise failures[0]
+            return self._denied()
+
+        thread = threading.Thread(target=take_parts, name="part", daemon=True)
         thread.start()
-        coordinator.coordinate(self._node.store, reporter, control, job, self._node.detection, self._denied)
+        coordinator.coordinate(self._node.store, reporter, control, job, self._node.detection, denied)
         thread.join(timeout=DRAIN_SECONDS)
         return status[0] if status else 1
 
@@ -144,7 +168,6 @@ class Agent:
             result = self._take_part(rendezvous, me)
             status = result.status
             self._report(journal, rendezvous, me, result)
-        self._node.services.stop("trainer", "tunnel")
         return status
 
     def _take_part(self, rendezvous: Rendezvous, me: Peer) -> NodeResult:
@@ -184,7 +207,7 @@ class Agent:
         cause = "the node's agent was lost and started anew" if begun else "the generation was over before it began"
         lost = NodeResult(status=EXIT_LOST, cause=cause, rank=me.rank, tls_connections=0, tls_peers=())
         _LOG.warning("generation %d: %s", rendezvous.generation, cause)
-        self._node.services.stop("trainer", "tunnel")
+        self._stop_services()
         self._report(journal, rendezvous, me, journal.result(rendezvous) or lost)
 
     def _report(self, journal: Journal, rendezvous: Rendezvous, me: Peer, result: NodeResult) -> None:
@@ -205,13 +228,13 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     paths = NodePaths(arguments.root)
     agent: Agent | PredictorAgent
+    Pulse(paths.alive("agent")).start()  # first: the watchdog counts from the process's start
     try:
         config = NodeConfig.parse(paths.config.read_bytes())
         agent = PredictorAgent(paths, config) if config.role is Serving.PREDICTOR else Agent(paths)
     except (HoldfastError, BotoCoreError, OSError) as error:
         _LOG.error("%s", one_line(f"{type(error).__name__}: {error}"))
         return 1
-    Pulse(paths.alive("agent")).start()
     try:
         return agent.run()
     except (HoldfastError, BotoCoreError, ClientError, OSError):
