@@ -124,7 +124,8 @@ class ClusterFoundation(Construct):
     def metric_failed_renewals(self) -> cloudwatch.Metric:
         """Return how often nodes asked in vain for their certificate's renewal, by default over five minutes.
 
-        A node tries again until its certificate ends, and fails then: an alarm here leaves hours to act in.
+        A node tries again until its certificate ends, and fails then: an alarm here leaves hours to act in. What fails
+        while a job runs counts twice: the line is in the node's log and in the job's.
         """
         return cloudwatch.Metric(namespace=self.names.metrics, metric_name=FAILED_RENEWALS, statistic="Sum")
 

@@ -172,7 +172,7 @@ def main() -> int:
             apply(admission(role=Role(config.role), rendezvous=read_peers(paths.peers)))
             return 0
         apply(ruleset(role=config.role, ports=config.ports, uids=UIDS, port=config.port))
-    except (HoldfastError, OSError) as error:
+    except (HoldfastError, OSError, subprocess.TimeoutExpired) as error:
         print(f"firewall: {error}", file=sys.stderr)
         return 1
     return 0

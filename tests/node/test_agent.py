@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +12,15 @@ from tests.node.support import JOB
 
 from holdfast_node import agent, coordinator, metadata
 from holdfast_node.agent import Agent
-from holdfast_node.contract.documents import Bundle, Control, NodeConfig
+from holdfast_node.contract.documents import Bundle, Control, NodeConfig, Predictions
 from holdfast_node.contract.layout import NodePaths
-from holdfast_node.contract.roles import DEFAULT_PORTS, Role
+from holdfast_node.contract.roles import DEFAULT_PORTS, NodeRole, Role, Serving
 from holdfast_node.identity import IdentityError
 from holdfast_node.part import Node
+from holdfast_node.predict import node as predictor
 
 
-def node_config(role: Role) -> NodeConfig:
+def node_config(role: NodeRole, predictions: Predictions | None = None) -> NodeConfig:
     return NodeConfig(
         cluster="demo",
         role=role,
@@ -33,6 +35,7 @@ def node_config(role: Role) -> NodeConfig:
         file_system_id="fs-1",
         access_point_id="fsap-1",
         bundle=Bundle(bucket="assets", key="node.zip", sha256="0" * 64),
+        predictions=predictions,
     )
 
 
@@ -63,14 +66,20 @@ def make_agent(root: Path, role: Role, events: list[str], monkeypatch: pytest.Mo
     return Agent(paths)
 
 
-def test_what_an_agent_before_it_left_ends_before_it_asks_for_a_certificate(
-    tmp_path: Path, events: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def refusal(events: list[str]) -> Callable[..., None]:
+    """Enrolment as it is for a revoked node."""
+
     def refuse(*_arguments: Any, **_named: Any) -> None:
         events.append("enrol")
         raise IdentityError("enrolment refused (revoked): i-00000001 was revoked", reason="revoked")
 
-    monkeypatch.setattr(agent.identity, "enrol", refuse)
+    return refuse
+
+
+def test_what_an_agent_before_it_left_ends_before_it_asks_for_a_certificate(
+    tmp_path: Path, events: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(agent.identity, "enrol", refusal(events))
     with pytest.raises(IdentityError):
         make_agent(tmp_path, Role.WORKER, events, monkeypatch).run()
     assert events == ["stop trainer tunnel", "enrol", "stop trainer tunnel", "shipped"]
@@ -104,3 +113,19 @@ def test_a_scheduler_whose_own_part_fails_says_so_at_once(
         make_agent(tmp_path, Role.SCHEDULER, events, monkeypatch).run()
     assert reported == ["scheduler (i-00000001): the disk is full"]
     assert events[-2:] == ["stop trainer tunnel", "shipped"]
+
+
+def test_a_predictor_s_agent_ends_the_service_that_one_before_it_left(
+    tmp_path: Path, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor.identity, "enrol", refusal(events))
+    monkeypatch.setattr(predictor.metadata, "instance", lambda: metadata.Instance("i-00000001", "10.0.0.1"))
+    monkeypatch.setattr(predictor, "ServiceControl", lambda _paths: Services(events))
+    shipper = SimpleNamespace(start=lambda: None, finish=lambda: None)
+    monkeypatch.setattr(predictor, "LogShipper", lambda *_arguments: shipper)
+    paths = NodePaths(tmp_path)
+    paths.job.mkdir(parents=True)
+    config = node_config(Serving.PREDICTOR, Predictions(job_id="digits-1"))
+    with pytest.raises(IdentityError):
+        predictor.PredictorAgent(paths, config).run()
+    assert events == ["stop trainer", "enrol", "stop trainer"]

@@ -69,6 +69,7 @@ class PredictorAgent:
         shipper = LogShipper(self._logs, self._config.log_group, prefix, files)
         shipper.start()
         try:
+            self._control.stop(SERVICE)  # an agent before this one may have left it, and it holds the port
             cause = self._serve()
             _LOG.error("%s", one_line(cause))
             return 1
@@ -76,6 +77,7 @@ class PredictorAgent:
             _LOG.error("%s", one_line(f"{type(error).__name__}: {error}"))
             raise
         finally:
+            self._control.stop(SERVICE)
             shipper.finish()
 
     def _serve(self) -> str:
@@ -95,10 +97,7 @@ class PredictorAgent:
         address, port = self._instance.address, self._predictions.port
         require_free(address, port, "the prediction service")
         write_private(self._paths.launch, json.dumps(asdict(launch(self._paths, address)), default=str))
-        try:
-            return self._supervise(renewal, address)
-        finally:
-            self._control.stop(SERVICE)
+        return self._supervise(renewal, address)
 
     def _supervise(self, renewal: Renewal, address: str) -> str:
         """Keep the service running, and tell it who is revoked; return why it can go on no longer."""
