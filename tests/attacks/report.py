@@ -135,6 +135,9 @@ _LIMITS = """\
 - Vanilla MXNet signs no command line, code or package: there its side of B5 shows only that what was changed runs.
 - Gradients are not judged. A worker that was admitted can train towards what it likes; so can the script itself.
 - A node that is taken over is still that node until it is revoked: it has its certificate and its address.
+- It also has its role's AWS credentials, until it is terminated: with them it can register and report for other nodes
+  of its role, which can end the job and opens no connection (TLS still asks for each name), and a worker can sign
+  models.
 - What the trainer can write is shown in a local host's file system tree; systemd's sandbox on EC2 is not in this table.
 """
 
