@@ -144,7 +144,7 @@ class Agent:
         self._denials.start()
 
         # The address is the instance's own word: EC2's where they differ, which is on local hosts that share a
-        # loopback interface. Peers check names, so a false address only fails to connect.
+        # loopback interface. Peers check names, so a false address only fails to connect; another node's is no seat's.
         def registration() -> Registration:
             return self._renewal.identity.registration(self._instance.address)
 

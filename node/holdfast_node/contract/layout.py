@@ -12,7 +12,7 @@ from holdfast_node.contract.roles import Role
 
 
 class User(StrEnum):
-    """The unprivileged users of a node; root only runs the boot's one-shot steps."""
+    """The unprivileged users of a node; root only runs the boot's one-shot steps and the `peers` service."""
 
     AGENT = "holdfast-agent"
     TUNNEL = "holdfast-tunnel"

@@ -20,7 +20,7 @@ from names import ca_certificate_key
 from refusal import Reason, Refused
 
 _MAX_CA_BYTES = 16384
-#: S3 answers 404 for a missing key, or 403 to a caller without s3:ListBucket, which this function does not have.
+#: S3 answers 404 for a missing key, or 403 to a caller without s3:ListBucket, which this function has for denials only.
 _MAYBE_MISSING = frozenset({"NoSuchKey", "404", "AccessDenied", "403"})
 #: S3's answers to a conditional write that lost: the object is there, or another write of it is under way.
 _LOST_RACE = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
