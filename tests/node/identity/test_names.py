@@ -3,9 +3,12 @@
 import sys
 
 import certificates
+import configuration
 import names
+import private_ca
 import proof
 import pytest
+import refusal
 import signing_request
 from identity_support import FUNCTION
 
@@ -36,6 +39,16 @@ def test_node_and_function_agree_on_the_proof() -> None:
     assert (names.CSR_HEADER, names.CLUSTER_HEADER) == (identity.CSR_HEADER, identity.CLUSTER_HEADER)
     assert proof.MAX_AGE.total_seconds() == identity.PROOF_SECONDS
     assert certificates.BACKDATE == issued.CLOCK_TOLERANCE
+
+
+def test_kit_and_function_agree_on_their_limits() -> None:
+    kit = (FUNCTION.parents[1] / "enrolment.py").read_text()  # as text: importing the kit starts Node.js
+    assert f'PRIVATE_CA_TEMPLATE = "{private_ca.TEMPLATE}"' in kit
+    assert f"MAX_CERTIFICATE_HOURS = {configuration.MAX_CERTIFICATE_HOURS}\n" in kit
+
+
+def test_the_refusals_that_a_node_tells_apart_are_the_functions() -> None:
+    assert {"unavailable", "replayed", "revoked"} <= {reason.value for reason in refusal.Reason}
 
 
 def test_the_function_imports_only_what_lambda_gives_it() -> None:
