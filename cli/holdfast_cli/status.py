@@ -150,7 +150,7 @@ def _record(cluster: Cluster, job_id: str) -> dict[str, Any]:
         data = body.read(MAX_RECORD_BYTES + 1)
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"cause": f"{JobsBucket.status(job_id)} is not JSON"}
     return record if isinstance(record, dict) else {}
 

@@ -101,6 +101,7 @@ PHASES = {
         "failed",
         "JobFailed: worker 0: ValueError: no data",
     ),
+    "too deep": (b"[" * 300_000, 3, "starting instances", "status/{name}.json is not JSON"),
     "not JSON": (b"\xff", 3, "starting instances", "status/{name}.json is not JSON"),
     "not an object": ([], 3, "starting instances", None),
     "wrong types": ({"phase": 7, "nodes": {"a": 1}, "first_step_at": [], "cause": None}, 3, "7", None),

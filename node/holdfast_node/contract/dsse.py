@@ -5,7 +5,6 @@ parses; the signature itself is made and checked by functions that the caller pa
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +51,7 @@ def unseal(payload_type: str, envelope: bytes, verify: Callable[[bytes, bytes], 
         payload = base64.b64decode(parsed["payload"], validate=True)
         (signature,) = parsed["signatures"]
         raw_signature = base64.b64decode(signature["sig"], validate=True)
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DocumentError(f"not a DSSE envelope with one signature: {type(error).__name__}") from None
     if kind != payload_type:
         raise VerificationError(f"payload type must be {payload_type}, got {kind!r}; this document is something else")

@@ -47,6 +47,7 @@ MALFORMED = {
     "two signatures": json.dumps({"payload": "", "payloadType": KIND, "signatures": [{"sig": ""}] * 2}).encode(),
     "not base64": json.dumps({"payload": "*", "payloadType": KIND, "signatures": [{"sig": ""}]}).encode(),
     "a list": b"[]",
+    "too deep": b"[" * 300_000,
 }
 
 
