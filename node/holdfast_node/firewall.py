@@ -40,6 +40,7 @@ METADATA_ADDRESS = "169.254.169.254"
 PEER_CONNECTIONS = 16
 PEER_HANDSHAKES_PER_SECOND = 20
 
+NFT_SECONDS = 30
 #: A rendezvous of 301 peers is 40 KB of JSON.
 _MAX_PEERS_BYTES = 1 << 20
 
@@ -150,11 +151,16 @@ def apply(rules: str) -> None:
     """Load the rules in one transaction.
 
     Raises:
-        HoldfastError: nft is missing or refuses them; the node must not go on.
+        HoldfastError: nft is missing, refuses them, or hangs; the node must not go on.
     """
     if shutil.which("nft") is None:
         raise HoldfastError("nft was not found; install the package nftables")
-    result = subprocess.run(["nft", "-f", "-"], input=rules, text=True, capture_output=True, timeout=30, check=False)
+    try:
+        result = subprocess.run(
+            ["nft", "-f", "-"], input=rules, text=True, capture_output=True, timeout=NFT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise HoldfastError(f"nft did not end within {NFT_SECONDS} s; another process may hold nftables") from None
     if result.returncode:
         raise HoldfastError(f"nft refused the node's rules: {result.stderr.strip()}")
 
@@ -172,7 +178,7 @@ def main() -> int:
             apply(admission(role=Role(config.role), rendezvous=read_peers(paths.peers)))
             return 0
         apply(ruleset(role=config.role, ports=config.ports, uids=UIDS, port=config.port))
-    except (HoldfastError, OSError, subprocess.TimeoutExpired) as error:
+    except (HoldfastError, OSError) as error:
         print(f"firewall: {error}", file=sys.stderr)
         return 1
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast_node import firewall
 from holdfast_node.contract.documents import Peer, Rendezvous
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.layout import UIDS, User
@@ -154,6 +155,15 @@ def test_root_refuses_what_is_no_rendezvous(make: Callable[[Path], object], mess
 def test_bad_rules_are_refused_with_nft_s_own_words() -> None:
     with pytest.raises(HoldfastError, match=r"nft refused the node's rules: .*syntax error"):
         apply("table inet holdfast { nonsense }")
+
+
+def test_an_nft_that_hangs_is_a_clear_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nft").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "nft").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(firewall, "NFT_SECONDS", 0.2)
+    with pytest.raises(HoldfastError, match=r"nft did not end within 0\.2 s"):
+        apply("")
 
 
 def test_a_predictor_s_own_port_is_open_to_clients_and_no_role_s() -> None:
