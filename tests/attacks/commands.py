@@ -31,15 +31,19 @@ _CONTROLS = {"terminate": messages.TERMINATE, "elsewhere": messages.ADD_NODE}
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the worker sends: heads and bodies; `{marks}` in a body is a directory that anybody can write."""
+    """What the worker sends: heads and bodies; `{marks}` in a body is a directory that anybody can write.
+
+    `attempts`: how often vanilla is tried where the attack needs a moment that nobody can see from outside.
+    """
 
     sends: tuple[str, ...]
     workers: int = 1
+    attempts: int = 1
     env: dict[str, str] = field(default_factory=dict)
 
 
 PICKLE = Command(sends=("0", "pickle:{marks}/executed"))
-MULTI_PRECISION = Command(sends=("1", ""), workers=2, env={"ATTACK_MIDWAY": "1", "ATTACK_DTYPE": "float16"})
+MULTI_PRECISION = Command(sends=("1", ""), workers=2, attempts=3, env={"ATTACK_MIDWAY": "1", "ATTACK_DTYPE": "float16"})
 STOP = Command(sends=("2", ""), workers=2, env={"ATTACK_RANK": "1"})
 SYNC_MODE = Command(sends=("3", ""), workers=2, env={"ATTACK_RANK": "1", "ATTACK_STORE": "dist_async"})
 COMPRESSION = Command(sends=("4", "junk"))
@@ -60,7 +64,15 @@ class Seen:
 
 
 def on_vanilla(command: Command) -> Callable[[Arena], Outcome]:
-    return lambda _: _vanilla_outcome(_send(VanillaCluster, command))
+    def attack(_: Arena) -> Outcome:
+        outcome = _vanilla_outcome(_send(VanillaCluster, command))
+        for _attempt in range(1, command.attempts):
+            if outcome.verdict is not Verdict.UNHARMED:
+                break
+            outcome = _vanilla_outcome(_send(VanillaCluster, command))
+        return outcome
+
+    return attack
 
 
 def on_holdfast(command: Command) -> Callable[[Arena], Outcome]:
