@@ -27,23 +27,27 @@ _SECONDS = 60.0
 _SILENCE_SECONDS = 5.0
 #: The control message that a rogue peer's kind sends (in_host/rogue_peer.py); a frame that is too long is none.
 _CONTROLS = {"terminate": messages.TERMINATE, "elsewhere": messages.ADD_NODE}
+#: MXNet never initialises `KVStoreDistServer::multi_precision_` (kvstore_dist_server.h): what its memory held before
+#: decides whether command 1 does anything, and that depends on the lengths of paths and variables. So an attacker tries
+#: again with another length: characters in a variable that nobody reads.
+_LENGTHS = (0, 16, 100, 1000, 300, 40)
+_FOLLOWED = "the command was acknowledged, and nothing else happened"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the worker sends: heads and bodies; `{marks}` in a body is a directory that anybody can write.
-
-    `attempts`: how often vanilla is tried where the attack needs a moment that nobody can see from outside.
-    """
+    """What the worker sends: heads and bodies; `{marks}` in a body is a directory that anybody can write."""
 
     sends: tuple[str, ...]
     workers: int = 1
-    attempts: int = 1
+    lengths: tuple[int, ...] = (0,)
     env: dict[str, str] = field(default_factory=dict)
 
 
 PICKLE = Command(sends=("0", "pickle:{marks}/executed"))
-MULTI_PRECISION = Command(sends=("1", ""), workers=2, attempts=3, env={"ATTACK_MIDWAY": "1", "ATTACK_DTYPE": "float16"})
+MULTI_PRECISION = Command(
+    sends=("1", ""), workers=2, lengths=_LENGTHS, env={"ATTACK_MIDWAY": "1", "ATTACK_DTYPE": "float16"}
+)
 STOP = Command(sends=("2", ""), workers=2, env={"ATTACK_RANK": "1"})
 SYNC_MODE = Command(sends=("3", ""), workers=2, env={"ATTACK_RANK": "1", "ATTACK_STORE": "dist_async"})
 COMPRESSION = Command(sends=("4", "junk"))
@@ -65,12 +69,8 @@ class Seen:
 
 def on_vanilla(command: Command) -> Callable[[Arena], Outcome]:
     def attack(_: Arena) -> Outcome:
-        outcome = _vanilla_outcome(_send(VanillaCluster, command))
-        for _attempt in range(1, command.attempts):
-            if outcome.verdict is not Verdict.UNHARMED:
-                break
-            outcome = _vanilla_outcome(_send(VanillaCluster, command))
-        return outcome
+        outcomes = (_vanilla_outcome(_send(VanillaCluster, command, length)) for length in command.lengths)
+        return next((outcome for outcome in outcomes if outcome.verdict is Verdict.SUCCEEDED), unharmed(_FOLLOWED))
 
     return attack
 
@@ -79,14 +79,15 @@ def on_holdfast(command: Command) -> Callable[[Arena], Outcome]:
     return lambda _: _holdfast_outcome(_send(HoldfastCluster, command), command)
 
 
-def _send(kind: type[Cluster], command: Command) -> Seen:
+def _send(kind: type[Cluster], command: Command, padding: int = 0) -> Seen:
     with Network() as network:
         marks = network.directory / "marks"
         marks.mkdir()
         marks.chmod(0o777)
         args = tuple(text.format(marks=marks) for text in command.sends)
         script = Path(program("command")).read_text()
-        cluster = kind(network, script=script, args=args, workers=command.workers, env=command.env)
+        env = command.env | {"ATTACK_PADDING": "x" * padding}
+        cluster = kind(network, script=script, args=args, workers=command.workers, env=env)
         cluster.start()
         attacker = cluster.processes[f"worker{command.env.get('ATTACK_RANK', '0')}"]
         server = cluster.processes["server0"]
@@ -121,7 +122,7 @@ def _vanilla_outcome(seen: Seen) -> Outcome:
         raise LabError(f"the command was not acknowledged, or the server failed by itself: {seen}")
     if not seen.went_on:
         return succeeded("the command was acknowledged and no worker was answered after it: the job hangs")
-    return unharmed("the command was acknowledged, and nothing else happened")
+    return unharmed(_FOLLOWED)
 
 
 def _holdfast_outcome(seen: Seen, command: Command) -> Outcome:
