@@ -56,8 +56,7 @@ _POLL_SECONDS = 0.3
 class Agent:
     """One node's parts in one job."""
 
-    def __init__(self, paths: NodePaths) -> None:
-        config = NodeConfig.parse(paths.config.read_bytes())
+    def __init__(self, paths: NodePaths, config: NodeConfig) -> None:
         self._session = boto3.Session(region_name=config.region)
         self._instance = metadata.instance()
         s3 = self._session.client("s3", config=_AWS)
@@ -231,7 +230,7 @@ def main() -> int:
     Pulse(paths.alive("agent")).start()  # first: the watchdog counts from the process's start
     try:
         config = NodeConfig.parse(paths.config.read_bytes())
-        agent = PredictorAgent(paths, config) if config.role is Serving.PREDICTOR else Agent(paths)
+        agent = PredictorAgent(paths, config) if config.role is Serving.PREDICTOR else Agent(paths, config)
     except (HoldfastError, BotoCoreError, OSError) as error:
         _LOG.error("%s", one_line(f"{type(error).__name__}: {error}"))
         return 1

@@ -58,12 +58,10 @@ def events() -> list[str]:
 def make_agent(root: Path, role: Role, events: list[str], monkeypatch: pytest.MonkeyPatch) -> Agent:
     """An agent whose AWS is nowhere and whose services are notes."""
     paths = NodePaths(root)
-    paths.config.parent.mkdir(parents=True)
-    paths.config.write_bytes(node_config(role).to_json())
     monkeypatch.setattr(metadata, "instance", lambda: metadata.Instance("i-00000001", "10.0.0.1"))
     monkeypatch.setattr(agent, "ServiceControl", lambda _paths: Services(events))
     monkeypatch.setattr(Node, "ship", lambda *_a, **_k: SimpleNamespace(finish=lambda: events.append("shipped")))
-    return Agent(paths)
+    return Agent(paths, node_config(role))
 
 
 def refusal(events: list[str]) -> Callable[..., None]:
