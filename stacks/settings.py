@@ -19,7 +19,14 @@ from holdfast_node.contract.documents import (
     MIN_LOST_SECONDS,
     Output,
 )
-from holdfast_node.contract.roles import CLUSTER_PATTERN, DEFAULT_PORTS, MAX_NODES_PER_ROLE, PREDICTOR_PORT, Role
+from holdfast_node.contract.roles import (
+    CLUSTER_PATTERN,
+    DEFAULT_PORTS,
+    MAX_NODES_PER_ROLE,
+    PREDICTOR_PORT,
+    PRIVATE_RANGES,
+    Role,
+)
 from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gpu, is_arm
 
 #: The first four addresses and the last of every subnet (VPC user guide, "Subnet sizing").
@@ -30,7 +37,6 @@ FIXED_ADDRESSES = 5
 MAX_JOB_HOURS = 168
 #: A week, as in holdfast.enrolment (MAX_CERTIFICATE_HOURS).
 MAX_CERTIFICATE_HOURS = 168
-PRIVATE_RANGES = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 #: What CloudWatch Logs accepts (CloudWatch Logs API, PutRetentionPolicy).
 LOG_RETENTION_DAYS = (
     *(1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545),
@@ -290,15 +296,20 @@ def _check_retention(settings: Settings) -> None:
         )
 
 
-def _check_network(settings: Settings) -> None:
-    text = settings.network.cidr
+def _private_network(text: str, where: str, form: str, reason: str) -> IPv4Network:
     try:
         network = IPv4Network(text)
     except ValueError as error:
-        raise SettingError(f"[network] cidr must be an IPv4 network, got {text!r}: {error}") from None
+        raise SettingError(f"{where} must be {form}, got {text!r}: {error}") from None
     if not any(network.subnet_of(private) for private in PRIVATE_RANGES):
         allowed = ", ".join(map(str, PRIVATE_RANGES))
-        raise SettingError(f"[network] cidr must be in {allowed}, got {text}; nodes have private addresses only")
+        raise SettingError(f"{where} must be in {allowed}, got {text}; {reason}")
+    return network
+
+
+def _check_network(settings: Settings) -> None:
+    text = settings.network.cidr
+    network = _private_network(text, "[network] cidr", "an IPv4 network", "nodes have private addresses only")
     nodes = 1 + settings.servers.max + settings.workers.max
     nodes += settings.predictor.max if settings.predictor.job else 0
     needed = nodes + FIXED_ADDRESSES + RESERVED_ADDRESSES
@@ -400,10 +411,4 @@ def _check_predictor(settings: Settings) -> None:
             "as time goes by"
         )
     for text in predictor.client_ranges:
-        try:
-            network = IPv4Network(text)
-        except ValueError as error:
-            raise SettingError(f"[predictor] client_ranges must be IPv4 networks, got {text!r}: {error}") from None
-        if not any(network.subnet_of(private) for private in PRIVATE_RANGES):
-            allowed = ", ".join(map(str, PRIVATE_RANGES))
-            raise SettingError(f"[predictor] client_ranges must be in {allowed}, got {text}; the endpoint is private")
+        _private_network(text, "[predictor] client_ranges", "IPv4 networks", "the endpoint is private")

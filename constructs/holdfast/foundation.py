@@ -19,8 +19,8 @@ from holdfast.names import ClusterNames
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
+#: The metrics of the nodes' log: renewals of certificates that failed, messages between nodes that a guard refused.
 FAILED_RENEWALS = "FailedRenewals"
-#: The name of the metric that counts messages between nodes which a trainer's guard refused.
 REFUSED_MESSAGES = "RefusedMessages"
 
 
@@ -91,17 +91,9 @@ class ClusterFoundation(Construct):
             retention=log_retention,
             removal_policy=removal_policy,
         )
-        logs.MetricFilter(
-            self,
-            "FailedRenewals",
-            log_group=self.node_log,
-            filter_pattern=logs.FilterPattern.all_terms("WARNING", "renewal_failed"),
-            metric_namespace=self.names.metrics,
-            metric_name=FAILED_RENEWALS,
-            metric_value="1",
-            default_value=0,
-        )
-        self._count_refused_messages()
+        self._count(FAILED_RENEWALS, logs.FilterPattern.all_terms("WARNING", "renewal_failed"))
+        # What nodes' launchers report (holdfast_node/engines/mxnet/events.py): one JSON line each.
+        self._count(REFUSED_MESSAGES, logs.FilterPattern.string_value("$.event", "=", "command_refused"))
         self.enrolment = EnrolmentFunction(
             self,
             "Enrolment",
@@ -178,15 +170,15 @@ class ClusterFoundation(Construct):
             ),
         )
 
-    def _count_refused_messages(self) -> None:
-        """Count what nodes' launchers report (holdfast_node/engines/mxnet/events.py): one JSON line each."""
+    def _count(self, metric: str, pattern: logs.IFilterPattern) -> None:
+        """Count the lines of the nodes' log that match; the metric's name is the filter's id."""
         logs.MetricFilter(
             self,
-            "RefusedMessages",
+            metric,
             log_group=self.node_log,
-            filter_pattern=logs.FilterPattern.string_value("$.event", "=", "command_refused"),
+            filter_pattern=pattern,
             metric_namespace=self.names.metrics,
-            metric_name=REFUSED_MESSAGES,
+            metric_name=metric,
             metric_value="1",
             default_value=0,
         )

@@ -14,15 +14,14 @@ from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge_keys
 from holdfast.foundation import ClusterFoundation
 from holdfast.network import PrivateNetwork
-from holdfast.security_groups import HTTPS, allow_between, closed_security_group
+from holdfast.node_policy import every_node
+from holdfast.security_groups import HTTPS, allow_between, allow_s3, closed_security_group
 from holdfast.training.fleet import FleetProps, NodeFleet
 from holdfast.training.user_data import node_user_data
 from holdfast_node.contract.documents import NodeConfig, Predictions
 from holdfast_node.contract.errors import DocumentError
-from holdfast_node.contract.layout import JobsBucket, ModelsBucket
-from holdfast_node.contract.roles import DEFAULT_PORTS, Serving
-
-PRIVATE_RANGES = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+from holdfast_node.contract.layout import ModelsBucket
+from holdfast_node.contract.roles import DEFAULT_PORTS, PRIVATE_RANGES, Serving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +116,11 @@ class PredictorFleet(Construct):
             port=HTTPS,
             description="predictor to interface endpoints",
         )
-        ec2.CfnSecurityGroupEgress(
+        allow_s3(
             self,
-            "ToS3Out",
-            group_id=self.security_group.security_group_id,
-            destination_prefix_list_id=network.s3_prefix_list_id,
-            ip_protocol="tcp",
-            from_port=HTTPS,
-            to_port=HTTPS,
+            "ToS3",
+            source=self.security_group,
+            prefix_list_id=network.s3_prefix_list_id,
             description="predictor to the S3 gateway endpoint",
         )
         for group in clients.security_groups:
@@ -152,9 +148,7 @@ class PredictorFleet(Construct):
 def _statements(foundation: ClusterFoundation, job_id: str) -> list[iam.PolicyStatement]:
     keys, buckets = foundation.keys, foundation.buckets
     return [
-        iam.PolicyStatement(
-            sid="Enrol", actions=["lambda:InvokeFunction"], resources=[foundation.enrolment.function.function_arn]
-        ),
+        *every_node(foundation),
         iam.PolicyStatement(sid="VerifyModels", actions=["kms:GetPublicKey"], resources=[keys.model_signing.key_arn]),
         iam.PolicyStatement(
             sid="EncryptedObjects",
@@ -169,19 +163,6 @@ def _statements(foundation: ClusterFoundation, job_id: str) -> list[iam.PolicySt
                 buckets.models.arn_for_objects(ModelsBucket.bundle(job_id)),
                 buckets.models.arn_for_objects(f"{ModelsBucket.prefix(job_id)}*"),
             ],
-        ),
-        iam.PolicyStatement(sid="FetchBundle", actions=["s3:GetObject"], resources=[foundation.bundle.object_arn]),
-        iam.PolicyStatement(
-            # Their names are all that a node needs, and all that it may read.
-            sid="ListDenials",
-            actions=["s3:ListBucket"],
-            resources=[buckets.jobs.bucket_arn],
-            conditions={"StringEquals": {"s3:prefix": JobsBucket.DENIED}},
-        ),
-        iam.PolicyStatement(
-            sid="WriteLogs",
-            actions=["logs:CreateLogStream", "logs:PutLogEvents"],
-            resources=[foundation.node_log.log_group_arn],
         ),
     ]
 

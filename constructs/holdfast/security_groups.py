@@ -61,3 +61,20 @@ def allow_between(
         to_port=port,
         description=description,
     )
+
+
+def allow_s3(scope: Construct, name: str, *, source: ec2.ISecurityGroup, prefix_list_id: str, description: str) -> None:
+    """Let `source` open connections to S3 through the gateway endpoint: one rule, a resource in `scope`.
+
+    The way back needs none: security groups are stateful, and a gateway endpoint has no group of its own.
+    """
+    ec2.CfnSecurityGroupEgress(
+        scope,
+        f"{name}Out",
+        group_id=source.security_group_id,
+        destination_prefix_list_id=prefix_list_id,
+        ip_protocol="tcp",
+        from_port=HTTPS,
+        to_port=HTTPS,
+        description=description,
+    )

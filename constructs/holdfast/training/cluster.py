@@ -10,7 +10,7 @@ from constructs import Construct
 from holdfast.errors import PropertyError
 from holdfast.foundation import ClusterFoundation
 from holdfast.network import PrivateNetwork
-from holdfast.security_groups import HTTPS, NFS, allow_between, closed_security_group
+from holdfast.security_groups import HTTPS, NFS, allow_between, allow_s3, closed_security_group
 from holdfast.training.checkpoints import CheckpointRetention, CheckpointStore
 from holdfast.training.fleet import FleetProps, NodeFleet
 from holdfast.training.jobs import JobLimits, JobStateMachine
@@ -169,14 +169,11 @@ class TrainingCluster(Construct):
                     port=port,
                     description=f"{role} to {what}",
                 )
-            ec2.CfnSecurityGroupEgress(
+            allow_s3(
                 self,
-                f"{role.title()}ToS3Out",
-                group_id=group.security_group_id,
-                destination_prefix_list_id=self.network.s3_prefix_list_id,
-                ip_protocol="tcp",
-                from_port=HTTPS,
-                to_port=HTTPS,
+                f"{role.title()}ToS3",
+                source=group,
+                prefix_list_id=self.network.s3_prefix_list_id,
                 description=f"{role} to the S3 gateway endpoint",
             )
 

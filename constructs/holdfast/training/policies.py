@@ -5,6 +5,7 @@ from aws_cdk import aws_iam as iam
 from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.findings import acknowledge_keys
 from holdfast.foundation import ClusterFoundation
+from holdfast.node_policy import every_node
 from holdfast.training.checkpoints import CheckpointStore
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
@@ -45,9 +46,7 @@ def _common(role: Role, foundation: ClusterFoundation) -> list[iam.PolicyStateme
         jobs.arn_for_objects(f"{JobsBucket.result_prefix(role)}*"),
     ]
     return [
-        iam.PolicyStatement(
-            sid="Enrol", actions=["lambda:InvokeFunction"], resources=[foundation.enrolment.function.function_arn]
-        ),
+        *every_node(foundation),
         iam.PolicyStatement(sid="VerifyJobs", actions=["kms:GetPublicKey"], resources=[keys.job_signing.key_arn]),
         iam.PolicyStatement(
             sid="EncryptedObjects",
@@ -60,20 +59,7 @@ def _common(role: Role, foundation: ClusterFoundation) -> list[iam.PolicyStateme
             actions=["s3:GetObject"],
             resources=[jobs.arn_for_objects("jobs/*"), jobs.arn_for_objects(JobsBucket.RENDEZVOUS)],
         ),
-        iam.PolicyStatement(sid="FetchBundle", actions=["s3:GetObject"], resources=[foundation.bundle.object_arn]),
-        iam.PolicyStatement(
-            # Their names are all that a node needs, and all that it may read.
-            sid="ListDenials",
-            actions=["s3:ListBucket"],
-            resources=[jobs.bucket_arn],
-            conditions={"StringEquals": {"s3:prefix": JobsBucket.DENIED}},
-        ),
         iam.PolicyStatement(sid="OwnRecords", actions=["s3:PutObject"], resources=own),
-        iam.PolicyStatement(
-            sid="WriteLogs",
-            actions=["logs:CreateLogStream", "logs:PutLogEvents"],
-            resources=[foundation.node_log.log_group_arn],
-        ),
     ]
 
 

@@ -7,6 +7,7 @@ role's security-group rule, stunnel listener and trainer port are one number. ps
 
 import re
 from enum import StrEnum
+from ipaddress import IPv4Network
 
 DOMAIN = "holdfast"
 CLUSTER_PATTERN = re.compile(r"[a-z][a-z0-9-]{1,30}[a-z0-9]")
@@ -42,6 +43,9 @@ DIALS: dict[Role, tuple[Role, ...]] = {
     Role.SERVER: (Role.SCHEDULER, Role.WORKER),
     Role.WORKER: (Role.SCHEDULER, Role.SERVER),
 }
+
+#: Where a cluster's addresses are, and those of who may be let in from outside it (RFC 1918, section 3).
+PRIVATE_RANGES = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 
 #: Overlay addresses live in this part of 127.0.0.0/8 (RFC 1122, section 3.2.1.3: never on a wire).
 OVERLAY_NETWORK = "127.77.0.0/16"
