@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.attacks.arenas import Arena, Job, program
-from tests.attacks.model import Outcome, Verdict, refused, succeeded, unharmed
+from tests.attacks.model import PADDING, PADDINGS, Outcome, Verdict, refused, succeeded, unharmed
 
 from holdfast_local.lab import (
     NODE_PYTHON,
@@ -27,10 +27,6 @@ _SECONDS = 60.0
 _SILENCE_SECONDS = 5.0
 #: The control message that a rogue peer's kind sends (in_host/rogue_peer.py); a frame that is too long is none.
 _CONTROLS = {"terminate": messages.TERMINATE, "elsewhere": messages.ADD_NODE}
-#: MXNet never initialises `KVStoreDistServer::multi_precision_` (kvstore_dist_server.h): what its memory held before
-#: decides whether command 1 does anything, and that depends on the lengths of paths and variables. So an attacker tries
-#: again with another length: characters in a variable that nobody reads.
-_LENGTHS = (0, 16, 100, 1000, 300, 40)
 _FOLLOWED = "the command was acknowledged, and nothing else happened"
 
 
@@ -46,7 +42,7 @@ class Command:
 
 PICKLE = Command(sends=("0", "pickle:{marks}/executed"))
 MULTI_PRECISION = Command(
-    sends=("1", ""), workers=2, lengths=_LENGTHS, env={"ATTACK_MIDWAY": "1", "ATTACK_DTYPE": "float16"}
+    sends=("1", ""), workers=2, lengths=PADDINGS, env={"ATTACK_MIDWAY": "1", "ATTACK_DTYPE": "float16"}
 )
 STOP = Command(sends=("2", ""), workers=2, env={"ATTACK_RANK": "1"})
 SYNC_MODE = Command(sends=("3", ""), workers=2, env={"ATTACK_RANK": "1", "ATTACK_STORE": "dist_async"})
@@ -86,7 +82,7 @@ def _send(kind: type[Cluster], command: Command, padding: int = 0) -> Seen:
         marks.chmod(0o777)
         args = tuple(text.format(marks=marks) for text in command.sends)
         script = Path(program("command")).read_text()
-        env = command.env | {"ATTACK_PADDING": "x" * padding}
+        env = command.env | {PADDING: "x" * padding}
         cluster = kind(network, script=script, args=args, workers=command.workers, env=env)
         cluster.start()
         attacker = cluster.processes[f"worker{command.env.get('ATTACK_RANK', '0')}"]

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from tests.attacks.arenas import Arena
 
 
+#: MXNet never initialises `KVStoreDistServer::multi_precision_` (kvstore_dist_server.h): what its memory held before
+#: decides whether command 1 does anything, and that depends on the lengths of paths and variables. So an attacker tries
+#: again with another length: so many characters in a variable that nobody reads.
+PADDING = "ATTACK_PADDING"
+PADDINGS = (0, 16, 100, 1000, 300, 40)
+
+
 class Verdict(StrEnum):
     """How an attack ended. `SUCCEEDED` is what vanilla MXNet shows, and a defect where Holdfast does."""
 

@@ -105,12 +105,12 @@ class Cluster:
         self.launches[name] = launch | {"argv": argv, "env": {**launch["env"], **env}}
         self.start(name)
 
-    def start_vanilla(self, *names: str) -> None:
+    def start_vanilla(self, *names: str, **env: str) -> None:
         """Start these nodes, or all of them, on MXNet as it is: no launcher, no guard."""
         for name in names or tuple(self.launches):
             role = name.rstrip("0123456789")
             script = [str(self.code / self.entry), *self.args] if role == "worker" else ["-c", "import mxnet"]
-            self.start_raw(name, [str(PYTHON), *script], DMLC_ROLE=role)
+            self.start_raw(name, [str(PYTHON), *script], DMLC_ROLE=role, **env)
 
     def log_path(self, name: str) -> Path:
         return self.root / f"{name}.log"
