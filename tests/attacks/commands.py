@@ -1,12 +1,12 @@
 """Attacks by what a worker says to the servers: T3, commands that execute."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.attacks.arenas import Arena, Job, program
-from tests.attacks.model import PADDING, PADDINGS, Outcome, Verdict, refused, succeeded, unharmed
+from tests.attacks.model import ZEROED_MEMORY, Outcome, Verdict, refused, succeeded, unharmed
 
 from holdfast_local.lab import (
     NODE_PYTHON,
@@ -27,7 +27,6 @@ _SECONDS = 60.0
 _SILENCE_SECONDS = 5.0
 #: The control message that a rogue peer's kind sends (in_host/rogue_peer.py); a frame that is too long is none.
 _CONTROLS = {"terminate": messages.TERMINATE, "elsewhere": messages.ADD_NODE}
-_FOLLOWED = "the command was acknowledged, and nothing else happened"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +35,16 @@ class Command:
 
     sends: tuple[str, ...]
     workers: int = 1
-    lengths: tuple[int, ...] = (0,)
+    vanilla_env: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
 
 
 PICKLE = Command(sends=("0", "pickle:{marks}/executed"))
 MULTI_PRECISION = Command(
-    sends=("1", ""), workers=2, lengths=PADDINGS, env={"ATTACK_MIDWAY": "1", "ATTACK_DTYPE": "float16"}
+    sends=("1", ""),
+    workers=2,
+    env={"ATTACK_MIDWAY": "1", "ATTACK_DTYPE": "float16"},
+    vanilla_env=ZEROED_MEMORY,
 )
 STOP = Command(sends=("2", ""), workers=2, env={"ATTACK_RANK": "1"})
 SYNC_MODE = Command(sends=("3", ""), workers=2, env={"ATTACK_RANK": "1", "ATTACK_STORE": "dist_async"})
@@ -64,25 +66,21 @@ class Seen:
 
 
 def on_vanilla(command: Command) -> Callable[[Arena], Outcome]:
-    def attack(_: Arena) -> Outcome:
-        outcomes = (_vanilla_outcome(_send(VanillaCluster, command, length)) for length in command.lengths)
-        return next((outcome for outcome in outcomes if outcome.verdict is Verdict.SUCCEEDED), unharmed(_FOLLOWED))
-
-    return attack
+    return lambda _: _vanilla_outcome(_send(VanillaCluster, command, command.vanilla_env))
 
 
 def on_holdfast(command: Command) -> Callable[[Arena], Outcome]:
     return lambda _: _holdfast_outcome(_send(HoldfastCluster, command), command)
 
 
-def _send(kind: type[Cluster], command: Command, padding: int = 0) -> Seen:
+def _send(kind: type[Cluster], command: Command, env: Mapping[str, str] | None = None) -> Seen:
     with Network() as network:
         marks = network.directory / "marks"
         marks.mkdir()
         marks.chmod(0o777)
         args = tuple(text.format(marks=marks) for text in command.sends)
         script = Path(program("command")).read_text()
-        env = command.env | {PADDING: "x" * padding}
+        env = command.env | dict(env or {})
         cluster = kind(network, script=script, args=args, workers=command.workers, env=env)
         cluster.start()
         attacker = cluster.processes[f"worker{command.env.get('ATTACK_RANK', '0')}"]
@@ -118,7 +116,7 @@ def _vanilla_outcome(seen: Seen) -> Outcome:
         raise LabError(f"the command was not acknowledged, or the server failed by itself: {seen}")
     if not seen.went_on:
         return succeeded("the command was acknowledged and no worker was answered after it: the job hangs")
-    return unharmed(_FOLLOWED)
+    return unharmed("the command was acknowledged, and nothing else happened")
 
 
 def _holdfast_outcome(seen: Seen, command: Command) -> Outcome:

@@ -11,10 +11,9 @@ if TYPE_CHECKING:
 
 
 #: MXNet never initialises `KVStoreDistServer::multi_precision_` (kvstore_dist_server.h): what its memory held before
-#: decides whether command 1 does anything, and that depends on the lengths of paths and variables. So an attacker tries
-#: again with another length: so many characters in a variable that nobody reads.
-PADDING = "ATTACK_PADDING"
-PADDINGS = (0, 16, 100, 1000, 300, 40)
+#: decides whether command 1 does anything, and that depends on things like the length of the checkout's path. With
+#: these glibc hands out memory full of zeros (mallopt(3), M_PERTURB; the cache of each thread would pass by it).
+ZEROED_MEMORY = {"MALLOC_PERTURB_": "255", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 
 
 class Verdict(StrEnum):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.attacks.model import PADDING, PADDINGS
+from tests.attacks.model import ZEROED_MEMORY
 
 from holdfast_node.contract.statuses import EXIT_REFUSED
 
@@ -114,16 +114,6 @@ def trained_wrong(log: str) -> bool:
     return "WEIGHTS" in log and "WEIGHTS [-4.0, -4.0, -4.0, -4.0]" not in log
 
 
-def came_off(job: Any, succeeded: Callable[[], bool]) -> bool:
-    """Wait until the attack has succeeded, which is true, or the job has ended without that."""
-
-    def ended() -> bool:
-        return all(process.poll() is not None for process in job.processes.values())
-
-    wait_until(lambda: succeeded() or ended(), job)
-    return succeeded()
-
-
 def hangs(job: Any) -> bool:
     """The gradient of worker 0 is never answered."""
     time.sleep(2)
@@ -135,25 +125,19 @@ def test_a_command_that_works_on_vanilla_is_refused_and_names_its_sender(
     cluster: MakeCluster, tmp_path: Path, case: str
 ) -> None:
     arguments, succeeded, reason = COMMANDS[case]
-
-    def job(name: str) -> tuple[Any, Path]:
+    jobs = []
+    for name in ("vanilla", "guarded"):
         marker = tmp_path / f"{name}-executed"
         args = tuple(argument.format(marker=marker) for argument in arguments)
-        return cluster(code=PAYLOADS, entry="command.py", args=args, servers=1), marker
-
-    (vanilla, marker), (guarded, unmade) = job("vanilla"), job("guarded")
-    vanilla.start_vanilla()
+        jobs.append((cluster(code=PAYLOADS, entry="command.py", args=args, servers=1), marker))
+    (vanilla, marker), (guarded, unmade) = jobs
+    vanilla.start_vanilla(**ZEROED_MEMORY)
     guarded.start()
     assert_refused(guarded, "server0", "worker 1", reason)
     assert "ACKNOWLEDGED" not in guarded.log("worker1")
     assert not unmade.exists()
     assert list((guarded.root / "server0").iterdir()) == []
-    others = iter(PADDINGS[1:] if arguments[0] == "1" else ())
-    while not came_off(vanilla, lambda: succeeded(vanilla, marker)):  # noqa: B023 - it is called at once
-        padding = next(others, None)
-        assert padding is not None, vanilla.logs()
-        vanilla, marker = job(f"vanilla-{padding}")
-        vanilla.start_vanilla(**{PADDING: "x" * padding})
+    wait_until(lambda: succeeded(vanilla, marker), vanilla)
 
 
 def address(job: Any, name: str) -> tuple[str, int]:
