@@ -17,13 +17,14 @@ from holdfast_node.contract.services import services
 
 #: Runs the contract's table with a program in the tunnel's place that writes down each signal it gets.
 MANAGER = """
-import sys, time
+import signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 from holdfast_local.hosts.manager import ServiceManager
 from holdfast_node.contract.layout import NodePaths
 from holdfast_node.contract.services import services
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup(1) has it ignored, and a shell cannot trap what it inherits so
 paths = NodePaths(Path(sys.argv[1]))
 table = [s for s in services(paths, stunnel=sys.argv[2]) if s.name == "tunnel"]
 if len(sys.argv) > 3:
