@@ -194,7 +194,9 @@ def handler(event, context):
     if event.get("fail"):
         raise ValueError("refused")
     caller = boto3.client("sts").get_caller_identity()["Arn"]
-    paths = [path for path in sys.path if "holdfast" in path or path.rstrip("/").endswith(("/local", "/node"))]
+    # The interpreter's own packages may lie in a checkout that is called holdfast.
+    paths = [path for path in sys.path if not path.startswith(sys.prefix + "/")
+             and ("holdfast" in path or path.rstrip("/").endswith(("/local", "/node")))]
     return {"caller": caller, "event": event, "pid": os.getpid(), "ppid": os.getppid(), "paths": paths,
             "key": os.environ["AWS_ACCESS_KEY_ID"], "pythonpath": os.environ.get("PYTHONPATH")}
 """
