@@ -9,6 +9,9 @@ declare -A package=(
   [node]=nodejs [npm]=npm [openssl]=openssl
 )
 
+# Installed where root and apt allow; without them less is shown here, and what is not shown is said.
+declare -A optional=([newuidmap]=uidmap)
+
 missing() {
   local tool
   for tool in "${!package[@]}"; do
@@ -24,14 +27,30 @@ fail() {
   exit 1
 }
 
+absent() {
+  local tool
+  for tool in "${!optional[@]}"; do
+    command -v "$tool" >/dev/null || echo "${optional[$tool]}"
+  done
+}
+
+apt_install() {
+  echo "==> installing system packages: $*"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq
+  apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+may_install() {
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null
+}
+
 # mapfile, not a pipeline into a loop: `fail` must end this shell.
 mapfile -t packages < <(missing | sort -u)
 if ((${#packages[@]})); then
-  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "==> installing system packages: ${packages[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+  if may_install; then
+    mapfile -t extra < <(absent | sort -u)
+    apt_install "${packages[@]}" "${extra[@]}"
   elif command -v apt-get >/dev/null; then
     fail "system packages are missing; run: sudo apt-get install ${packages[*]}"
   else
@@ -39,6 +58,9 @@ if ((${#packages[@]})); then
   fi
   mapfile -t packages < <(missing | sort -u)
   ((${#packages[@]} == 0)) || fail "still missing after the installation: ${packages[*]}"
+elif may_install; then
+  mapfile -t extra < <(absent | sort -u)
+  ((${#extra[@]} == 0)) || apt_install "${extra[@]}" || echo "warning: could not install ${extra[*]}" >&2
 fi
 
 python=${1:-python3}
