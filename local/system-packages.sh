@@ -9,8 +9,8 @@ declare -A package=(
   [node]=nodejs [npm]=npm [openssl]=openssl
 )
 
-# Installed where root and apt allow; without them less is shown here, and what is not shown is said.
-declare -A optional=([newuidmap]=uidmap)
+# Installed where root and apt allow; without them less is shown and checked here, and what is not is said.
+declare -A optional=([newuidmap]=uidmap [shellcheck]=shellcheck)
 
 missing() {
   local tool
