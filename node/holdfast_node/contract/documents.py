@@ -172,6 +172,17 @@ class Predictions(Document):
             )
 
 
+#: EC2's names for volumes beside the root one (EC2 user guide, "Device names for volumes on Amazon EC2 instances").
+DEVICE_PATTERN = re.compile(r"/dev/sd[b-z]")
+
+
+class RemoteAccess(StrEnum):
+    """Whether operators may open a shell on a node; never by SSH."""
+
+    NONE = "none"
+    SESSION_MANAGER = "session-manager"
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig(Document):
     """A node's constants, stamped into its user data by the kit. It holds no secret.
@@ -180,6 +191,10 @@ class NodeConfig(Document):
     `predictions` is a predictor's alone; it mounts no file system, so its `file_system_id` and `access_point_id` are
     empty.
     `lost_seconds` is within how long a lost process, node or connection is noticed (see docs/failure.md).
+    `remote_access` says whether the image's SSM agent may run: a node masks it unless it is `session-manager`, and
+    then has the user `OPERATOR` (contract/layout.py) for the sessions' shells.
+    `scratch_device` is the name under which a blank volume is attached for `NodePaths.work`, such as /dev/sdb (a link
+    to the NVMe device on Amazon Linux 2023); empty: there is none, and the directory is on the root volume.
     """
 
     cluster: str
@@ -198,6 +213,8 @@ class NodeConfig(Document):
     lost_seconds: int = DEFAULT_LOST_SECONDS
     retention: Retention = DEFAULT_RETENTION
     predictions: Predictions | None = None
+    remote_access: RemoteAccess = RemoteAccess.NONE
+    scratch_device: str = ""
 
     @property
     def port(self) -> int:
@@ -210,6 +227,8 @@ class NodeConfig(Document):
     def validate(self) -> None:
         """Check the cluster's name, that the ports are complete and distinct, and who serves predictions."""
         require(CLUSTER_PATTERN, self.cluster, "cluster")
+        if self.scratch_device:
+            require(DEVICE_PATTERN, self.scratch_device, "scratch_device")
         if self.lost_seconds < MIN_LOST_SECONDS:
             raise DocumentError(f"lost_seconds must be at least {MIN_LOST_SECONDS}, got {self.lost_seconds}")
         if (self.predictions is not None) != (self.role is Serving.PREDICTOR):

@@ -22,6 +22,10 @@ class User(StrEnum):
 #: Numeric ids, fixed so that the EFS access point can pin the trainer's. Debian policy 9.2.2 reserves 60000-64999
 #: for allocation by packages that ask for a fixed id; Amazon Linux 2023 allocates below 60000.
 UIDS: dict[User, int] = {User.AGENT: 64101, User.TUNNEL: 64102, User.TRAINER: 64103}
+#: Whom an operator's shell belongs to where `remote_access` is `session-manager`; elsewhere there is no such user.
+#: It has no password, no sudo rule and no part in the groups of the others.
+OPERATOR = "holdfast-operator"
+OPERATOR_UID = 64104
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from holdfast_node.contract.documents import (
     Peer,
     Predictions,
     Registration,
+    RemoteAccess,
     Rendezvous,
     Retention,
 )
@@ -183,6 +184,15 @@ def test_a_predictors_configuration_gives_labels_and_limits_by_default() -> None
     assert NodeConfig.parse(config.to_json()) == config
 
 
+def test_nobody_has_a_shell_on_a_node_and_there_is_no_scratch_volume_unless_it_says_so() -> None:
+    config = NodeConfig.parse(json.dumps(PREDICTOR))
+    assert (config.remote_access, config.scratch_device) == (RemoteAccess.NONE, "")
+    chosen = NodeConfig.parse(
+        json.dumps(PREDICTOR | {"remote_access": "session-manager", "scratch_device": "/dev/sdb"})
+    )
+    assert (chosen.remote_access, chosen.scratch_device) == (RemoteAccess.SESSION_MANAGER, "/dev/sdb")
+
+
 REFUSED_PREDICTORS: dict[str, tuple[dict[str, Any], str]] = {
     "a worker that predicts": ({"role": "worker"}, "predictions must be given for a predictor and for nobody else"),
     "nothing to predict with": ({"predictions": None}, "predictions must be given for a predictor and for nobody else"),
@@ -203,6 +213,12 @@ REFUSED_PREDICTORS: dict[str, tuple[dict[str, Any], str]] = {
         {"predictions": {"job_id": "digits-1", "rows_per_minute": 10}},
         "predictions.rows_per_minute must be between 2 * batch_rows (64) and rows_per_day (1000), got 10; half of",
     ),
+    "a shell over SSH": (
+        {"remote_access": "ssh"},
+        "NodeConfig.remote_access must be one of ['none', 'session-manager'], got 'ssh'",
+    ),
+    "scratch on the root volume": ({"scratch_device": "/dev/sda"}, "scratch_device must match /dev/sd[b-z], got"),
+    "scratch anywhere": ({"scratch_device": "/dev/sdb /etc"}, "scratch_device must match /dev/sd[b-z], got"),
     "a job id that is a path": ({"predictions": {"job_id": "../x"}}, "predictions.job_id must match"),
 }
 
