@@ -88,6 +88,28 @@ class Bundle(Document):
         require(SHA256_PATTERN, self.sha256, "bundle.sha256")
 
 
+#: The name of a lock file in the node bundle.
+LOCK_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}\.txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheelhouse(Document):
+    """Where the wheels of a lock file are: bucket, key, and SHA-256 (hex) of the zip that holds them.
+
+    `lock` names the file in the node bundle that they fulfil (pip's requirements format, with hashes).
+    """
+
+    bucket: str
+    key: str
+    sha256: str
+    lock: str
+
+    def validate(self) -> None:
+        """Check the digest's form, and that the lock is a plain file name."""
+        require(SHA256_PATTERN, self.sha256, "wheelhouse.sha256")
+        require(LOCK_PATTERN, self.lock, "wheelhouse.lock")
+
+
 #: A metric's name, as scripts and settings write it.
 METRIC_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 BEST = ("lowest", "highest")
@@ -188,8 +210,9 @@ class NodeConfig(Document):
     """A node's constants, stamped into its user data by the kit. It holds no secret.
 
     `ports` maps every role of a job to its pinned port. `retention` is what writers of checkpoints apply by default.
-    `predictions` is a predictor's alone; it mounts no file system, so its `file_system_id` and `access_point_id` are
-    empty.
+    `file_system_id` and `access_point_id` are empty for roles that mount no file system: schedulers and predictors.
+    `wheelhouse` is None where the bundle has no installer, which is for local hosts only. `predictions` is a
+    predictor's alone.
     `lost_seconds` is within how long a lost process, node or connection is noticed (see docs/failure.md).
     `remote_access` says whether the image's SSM agent may run: a node masks it unless it is `session-manager`, and
     then has the user `OPERATOR` (contract/layout.py) for the sessions' shells.
@@ -210,6 +233,7 @@ class NodeConfig(Document):
     file_system_id: str
     access_point_id: str
     bundle: Bundle
+    wheelhouse: Wheelhouse | None = None
     lost_seconds: int = DEFAULT_LOST_SECONDS
     retention: Retention = DEFAULT_RETENTION
     predictions: Predictions | None = None

@@ -17,6 +17,7 @@ from holdfast_node.contract.documents import (
     RemoteAccess,
     Rendezvous,
     Retention,
+    Wheelhouse,
 )
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.roles import Role, Serving
@@ -221,6 +222,30 @@ REFUSED_PREDICTORS: dict[str, tuple[dict[str, Any], str]] = {
     "scratch anywhere": ({"scratch_device": "/dev/sdb /etc"}, "scratch_device must match /dev/sd[b-z], got"),
     "a job id that is a path": ({"predictions": {"job_id": "../x"}}, "predictions.job_id must match"),
 }
+
+
+WHEELHOUSE = {"bucket": "assets", "key": "wheels.zip", "sha256": "1" * 64, "lock": "requirements.txt"}
+
+
+def test_a_configuration_names_the_wheels_and_the_lock_that_they_fulfil() -> None:
+    config = NodeConfig.parse(json.dumps(PREDICTOR | {"wheelhouse": WHEELHOUSE}))
+    assert config.wheelhouse == Wheelhouse(bucket="assets", key="wheels.zip", sha256="1" * 64, lock="requirements.txt")
+    assert NodeConfig.parse(json.dumps(PREDICTOR)).wheelhouse is None
+
+
+REFUSED_WHEELHOUSES = {
+    "a lock that is elsewhere": ({"lock": "../requirements.txt"}, "wheelhouse.lock must match"),
+    "a lock that is an option": ({"lock": "--index-url.txt"}, "wheelhouse.lock must match"),
+    "a short digest": ({"sha256": "11"}, "wheelhouse.sha256 must match"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_WHEELHOUSES)
+def test_a_configurations_wheelhouse_refuses(case: str) -> None:
+    changes, message = REFUSED_WHEELHOUSES[case]
+    with pytest.raises(DocumentError) as refusal:
+        NodeConfig.parse(json.dumps(PREDICTOR | {"wheelhouse": WHEELHOUSE | changes}))
+    assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize("case", REFUSED_PREDICTORS)
