@@ -91,7 +91,7 @@ class NodePaths:
 
     @property
     def run(self) -> Path:
-        """Start and reload requests from the agent, and exit records from the service manager."""
+        """Start and reload requests from the agent; exit records and process ids from the service manager."""
         return self.root / "run/holdfast"
 
     @property
@@ -114,6 +114,10 @@ class NodePaths:
     def exit_record(self, service: str) -> Path:
         """Where the service manager writes `{"status": int}` once a service has ended (negative: signal)."""
         return self.run / "exit" / f"{service}.json"
+
+    def main_pid(self, service: str) -> Path:
+        """Where the service manager writes the process id, in decimal, of a service that it has started."""
+        return self.run / "pid" / service
 
     def log(self, service: str) -> Path:
         """The log file of a service."""

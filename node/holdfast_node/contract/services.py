@@ -2,12 +2,15 @@
 
 A service manager (systemd on EC2, `holdfast_local` on one machine) runs `once` services to their end as root,
 starts the others as their user when `waits_for_request` is false or when the agent has created
-`NodePaths.start_request(name)`, and writes `NodePaths.exit_record(name)` when one has ended. When the agent creates
-`NodePaths.reload_request(name)`, it removes that file and sends SIGHUP to the main process of a service that reloads;
-one that does not run is not started: it reads its files when it starts. A service with `restarts` is started again
-when a signal has ended it (systemd's `Restart=on-abnormal`); a status that it chose itself stands. One with a
-`watchdog_seconds` changes `NodePaths.alive(name)` more often than that, and is killed when it stops doing so
-(`WatchdogSec=`): a stopped process ends neither by itself nor by asking.
+`NodePaths.start_request(name)`, and writes `NodePaths.exit_record(name)` when one has ended. The main process of a
+service leads a session of its own (as systemd's do), `NodePaths.main_pid(name)` has its id from the start on
+(`ExecStartPost=` with `$MAINPID`), and the agent can read the states of all processes (no `ProtectProc=` for it). When
+the agent creates `NodePaths.reload_request(name)`, the manager removes that file and sends SIGHUP to the main process
+of a service that reloads; one that does not run is not started: it reads its files when it starts. A service with
+`restarts` is started again when a signal has ended it (systemd's `Restart=on-abnormal`); a status that it chose itself
+stands. One with a `watchdog_seconds` changes `NodePaths.alive(name)` within `WATCHDOG_START_SECONDS` of its start
+(`TimeoutStartSec=`) and then more often than that, and is killed when it does not (`WatchdogSec=`): a stopped process
+ends neither by itself nor by asking.
 
 `peers` is the one root process after the boot: at the agent's request it admits a job's addresses, from a document
 that it parses as strictly as the agent did, and ends.
@@ -20,6 +23,8 @@ from holdfast_node.contract.layout import NodePaths, User
 
 #: A tenth of this is how often the agent says that it lives.
 AGENT_WATCHDOG_SECONDS = 10
+#: How long a service with a watchdog may take to its first sign of life: Python's imports on a busy, cold machine.
+WATCHDOG_START_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
