@@ -1,9 +1,9 @@
 """The service manager of a local host: what systemd does on an instance, for the services of the contract.
 
 A service that waits starts when its request file appears, ends (its whole process group) when that file is
-removed, and starts again when a new one appears. When a service has ended, its exit record is written. A reload
-request becomes a SIGHUP. What was killed is started again where its service says so, and what no longer says that
-it lives is killed.
+removed, and starts again when a new one appears. A service's process id is written when it has started, and its exit
+record when it has ended. A reload request becomes a SIGHUP. What was killed is started again where its service says so,
+and what no longer says that it lives is killed.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from holdfast_local.hosts.errors import BootError
 from holdfast_node.contract.layout import NodePaths, User
-from holdfast_node.contract.services import Service
+from holdfast_node.contract.services import WATCHDOG_START_SECONDS, Service
 
 STOP_SECONDS = 3.0
 RESTART_SECONDS = 1.0
@@ -30,8 +30,10 @@ _UMASK = 0o027
 class _Running:
     service: Service
     process: "subprocess.Popen[bytes]"
+    mark: tuple[int, int] | None
+    marked: float
+    beats: bool = False
     stop_by: float | None = None
-    alive: tuple[tuple[int, int] | None, float] = (None, 0.0)
 
 
 class ServiceManager:
@@ -63,6 +65,7 @@ class ServiceManager:
         self._restart_at: dict[str, float] = {}
         # Records go through this descriptor: the agent owns the directory above and could swap what is below it.
         self._records = _open_directory(paths.exit_record("any").parent)
+        self._pids = _open_directory(paths.main_pid("any").parent)
         self._reloads = _open_directory(paths.reload_request("any").parent)
 
     def start(self) -> None:
@@ -100,10 +103,10 @@ class ServiceManager:
             if (limit := running.service.watchdog_seconds) is None:
                 continue
             mark = _identity(self._paths.alive(running.service.name))
-            if mark is not None and mark == running.alive[0] and now - running.alive[1] > limit:
+            if mark != running.mark:
+                running.mark, running.marked, running.beats = mark, now, True
+            elif now - running.marked > (limit if running.beats else WATCHDOG_START_SECONDS):
                 _signal_group(running.process.pid, signal.SIGKILL)
-            elif mark != running.alive[0]:
-                running.alive = (mark, now)
 
     def reap(self) -> None:
         """Collect every child that has ended; orphans of services are collected without a record."""
@@ -189,8 +192,10 @@ class ServiceManager:
         return next((entry for entry in self._running.values() if entry.service is service), None)
 
     def _start(self, service: Service) -> None:
+        mark = _identity(self._paths.alive(service.name))  # an earlier process may have left one
         process = self._spawn(service)
-        self._running[process.pid] = _Running(service=service, process=process)
+        self._running[process.pid] = _Running(service, process, mark, time.monotonic())
+        _write(self._pids, service.name, str(process.pid))
         self._report(service.name, "running")
 
     def _spawn(self, service: Service) -> "subprocess.Popen[bytes]":
@@ -222,17 +227,22 @@ class ServiceManager:
             self._restart_at[running.service.name] = time.monotonic() + RESTART_SECONDS
 
     def _record(self, name: str, status: int) -> None:
-        temporary = f".{name}.tmp"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        descriptor = os.open(temporary, flags, 0o644, dir_fd=self._records)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(json.dumps({"status": status}))
-            os.fchmod(descriptor, 0o644)
-        os.rename(temporary, f"{name}.json", src_dir_fd=self._records, dst_dir_fd=self._records)
+        _write(self._records, f"{name}.json", json.dumps({"status": status}))
 
 
 def _open_directory(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def _write(directory: int, name: str, text: str) -> None:
+    """Write a file that everybody may read, atomically, below an open directory."""
+    temporary = f".{name}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o644, dir_fd=directory)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        os.fchmod(descriptor, 0o644)
+    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 def _signal_group(pid: int, number: int) -> None:

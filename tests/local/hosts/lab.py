@@ -41,6 +41,15 @@ start.touch()
 print("agent is up", flush=True)
 time.sleep(600)
 """
+#: What every agent has to do, or its watchdog ends it.
+PULSE = """
+import pathlib, sys, threading, time
+def pulse():
+    while True:
+        pathlib.Path(sys.argv[2], "run/holdfast/alive/agent").touch()
+        time.sleep(1)
+threading.Thread(target=pulse, daemon=True).start()
+"""
 TRAINER = "import time\nprint('trainer is up', flush=True)\ntime.sleep(600)\n"
 
 _numbers = itertools.count(1)
@@ -59,6 +68,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = LIMIT_SECOND
 def bundle(**modules: str) -> bytes:
     """Return a node bundle with these modules of `holdfast_node`; the usual ones stand in for those not given."""
     sources = {"__init__": "", "firewall": FIREWALL, "agent": AGENT, "trainer": TRAINER} | modules
+    sources["agent"] = PULSE + sources["agent"]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, text in sources.items():

@@ -20,6 +20,7 @@ MANAGER = """
 import signal, sys, time
 from dataclasses import replace
 from pathlib import Path
+from holdfast_local.hosts import manager as manager_module
 from holdfast_local.hosts.manager import ServiceManager
 from holdfast_node.contract.layout import NodePaths
 from holdfast_node.contract.services import services
@@ -29,6 +30,7 @@ paths = NodePaths(Path(sys.argv[1]))
 table = [s for s in services(paths, stunnel=sys.argv[2]) if s.name == "tunnel"]
 if len(sys.argv) > 3:
     table = [replace(s, argv=(sys.argv[3],), watchdog_seconds=1) for s in services(paths) if s.name == "agent"]
+    manager_module.WATCHDOG_START_SECONDS = 3
 manager = ServiceManager(paths=paths, table=table, uids=None, environment=lambda s: {"PATH": "/usr/bin:/bin"},
                          drop_capabilities=False, report=lambda name, state: print(name, state, flush=True))
 manager.start()
@@ -66,6 +68,11 @@ class Managed:
         self.paths.start_request("tunnel").touch()
         until(lambda: self.told() == ["started"])
 
+    def end(self) -> None:
+        self.paths.start_request("tunnel").unlink()
+        until(self.paths.exit_record("tunnel").exists)
+        self.paths.log("tunnel").unlink()
+
     def reload(self) -> None:
         self.paths.reload_request("tunnel").touch()
         until(lambda: not self.paths.reload_request("tunnel").exists())
@@ -97,6 +104,17 @@ def test_a_reload_request_is_a_sighup_to_the_running_service(managed: Managed) -
     assert not managed.paths.exit_record("tunnel").exists()
 
 
+def test_a_started_service_s_process_id_can_be_read_and_is_its_session_s(managed: Managed) -> None:
+    for _ in range(2):
+        managed.start()
+        until(lambda: managed.paths.main_pid("tunnel").exists())
+        pid = int(managed.paths.main_pid("tunnel").read_text())
+        assert str(managed.program) in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        assert os.getsid(pid) == pid
+        assert managed.paths.main_pid("tunnel").stat().st_mode & 0o777 == 0o644
+        managed.end()
+
+
 def test_each_request_is_one_sighup(managed: Managed) -> None:
     managed.start()
     for count in (1, 2):
@@ -123,6 +141,7 @@ def test_a_link_in_the_requests_place_is_removed_and_not_what_it_leads_to(manage
 AGENT = """\
 #!/bin/sh
 echo started $$
+[ ! -e "$(dirname "$0")/mute" ] || exec sleep 600
 while [ ! -e "$(dirname "$0")/order" ]; do touch "$(dirname "$0")/run/holdfast/alive/agent"; sleep 0.1; done
 order="$(cat "$(dirname "$0")/order")"; rm "$(dirname "$0")/order"
 $order
@@ -172,6 +191,13 @@ def test_an_agent_that_was_stopped_is_killed_and_started_again(managed_agent: Ma
     os.kill(managed_agent.starts()[0], signal.SIGSTOP)
     until(lambda: len(managed_agent.starts()) == 2)
     assert not Path(f"/proc/{managed_agent.starts()[0]}").exists()
+
+
+def test_an_agent_that_never_says_that_it_lives_is_killed_and_started_again(managed_agent: ManagedAgent) -> None:
+    (managed_agent.root / "mute").touch()
+    os.kill(managed_agent.starts()[0], signal.SIGKILL)
+    until(lambda: len(managed_agent.starts()) == 3)
+    assert not Path(f"/proc/{managed_agent.starts()[1]}").exists()
 
 
 def test_an_agent_that_ends_with_a_status_of_its_own_has_ended(managed_agent: ManagedAgent) -> None:
