@@ -48,6 +48,13 @@ class ServiceControl:
                 return int(json.loads(record.read_text())["status"])
         return None
 
+    def main_pid(self, service: str) -> int | None:
+        """Return the id of the service's main process, or of the last one that it had; None if none was started."""
+        try:
+            return int(self._paths.main_pid(service).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
     def stop(self, *services: str) -> bool:
         """End these services, all at once; return whether all have ended, within 10 s."""
         running = [service for service in services if self.requested(service) and self.exit_status(service) is None]

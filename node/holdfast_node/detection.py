@@ -29,6 +29,11 @@ class Detection:
         return self.lost_seconds * 3 // 5
 
     @property
+    def stopped_seconds(self) -> float:
+        """How long a process may be stopped. Its end takes 3 s more, and it cannot be mistaken for a slow one."""
+        return self.lost_seconds * 0.4
+
+    @property
     def unreachable_seconds(self) -> float:
         """How long a peer may leave everything unacknowledged that this node's kernel sends it."""
         return self.lost_seconds * 0.5

@@ -28,6 +28,7 @@ from holdfast_node.jobs import load_job, unpack_code
 from holdfast_node.listeners import await_listener, require_free
 from holdfast_node.log_reading import exit_cause, first_step_ms, last_line, one_line, read_head, read_tail
 from holdfast_node.logship import LogShipper
+from holdfast_node.processes import Liveness, processes
 from holdfast_node.publish import publish_model, snapshot_model
 from holdfast_node.reachability import Reachability
 from holdfast_node.store import Store
@@ -173,7 +174,12 @@ class Part:
         def cut_off() -> str | None:
             return reachability.look(_TABLE.read_text(), time.monotonic())
 
-        return self._await_trainer(over, (identity_lost, cut_off))
+        liveness = Liveness(("trainer", "tunnel"), node.services.main_pid, node.detection.stopped_seconds)
+
+        def stopped() -> str | None:
+            return liveness.look(processes(), time.monotonic())
+
+        return self._await_trainer(over, (identity_lost, stopped, cut_off))
 
     def _await_trainer(self, over: Callable[[], bool], watches: Sequence[Watch]) -> tuple[int, str]:
         # The trainer's own end comes first; a tunnel that ends before it has cut the trainer off.

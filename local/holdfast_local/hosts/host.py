@@ -14,10 +14,11 @@ from typing import Any
 import holdfast_local
 import holdfast_node
 from holdfast_local.hosts.cloud import Instance
-from holdfast_local.hosts.processes import children, kill_family, processes
+from holdfast_local.hosts.processes import children, kill_family
 from holdfast_local.hosts.setup import HostSetup
 from holdfast_local.mark import own_mark
 from holdfast_node.contract.layout import NodePaths
+from holdfast_node.processes import processes
 
 _DEATH_SECONDS = 3.0
 

@@ -1,39 +1,13 @@
-"""Families of processes, read from /proc: for hosts that no process namespace holds together."""
+"""Families of processes: for hosts that no process namespace holds together."""
 
 import contextlib
 import os
 import signal
 import time
-from dataclasses import dataclass
-from pathlib import Path
+
+from holdfast_node.processes import Process, processes
 
 _ROUNDS = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """A line of the process table: ids of the process, its parent and its session, and its state letter."""
-
-    pid: int
-    parent: int
-    session: int
-    state: str
-
-
-def processes() -> list[Process]:
-    """Return the process table."""
-    table = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            text = (entry / "stat").read_text()
-        except OSError:
-            continue
-        # proc(5): field 2 is the name in parentheses and may hold spaces; 3 state, 4 parent, 6 session.
-        state, parent, _group, session = text.rpartition(")")[2].split()[:4]
-        table.append(Process(pid=int(entry.name), parent=int(parent), session=int(session), state=state))
-    return table
 
 
 def children(pid: int) -> list[int]:

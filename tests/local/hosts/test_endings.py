@@ -11,9 +11,9 @@ import pytest
 from tests.local.hosts.lab import Lab, Machine, bundle, hypervisor_argv, hypervisor_environment, machine_of, until
 
 from holdfast_local.hosts import HostNotFoundError, HostsError, exec_in_host, purge, status
-from holdfast_local.hosts.processes import processes
 from holdfast_node.contract.layout import User
 from holdfast_node.contract.roles import Role
+from holdfast_node.processes import processes
 
 #: A trainer whose child has left its session: the hardest to find.
 TRAINER = """

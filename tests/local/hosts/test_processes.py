@@ -5,7 +5,8 @@ import sys
 
 from tests.local.hosts.lab import until
 
-from holdfast_local.hosts.processes import children, kill_family, processes
+from holdfast_local.hosts.processes import children, kill_family
+from holdfast_node.processes import processes
 
 #: A process in its own session whose child has lost its parent, and whose other child leads another session.
 FAMILY = """
