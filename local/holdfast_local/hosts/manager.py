@@ -63,7 +63,7 @@ class ServiceManager:
         self._running: dict[int, _Running] = {}
         self._handled: dict[str, tuple[int, int]] = {}
         self._restart_at: dict[str, float] = {}
-        # Records go through this descriptor: the agent owns the directory above and could swap what is below it.
+        # Through descriptors: where a host's users are one, the agent owns the directory above these too.
         self._records = _open_directory(paths.exit_record("any").parent)
         self._pids = _open_directory(paths.main_pid("any").parent)
         self._reloads = _open_directory(paths.reload_request("any").parent)

@@ -83,7 +83,7 @@ def make_directories(paths: NodePaths, uids: dict[User, int] | None) -> None:
         (paths.job, agent, trainer, 0o2750),
         (paths.work, trainer, agent, 0o2750),
         (paths.logs, root, root, 0o755),
-        (paths.run, agent, agent, 0o755),
+        (paths.run, root, root, 0o755),
         (paths.start_request("any").parent, agent, agent, 0o755),
         (paths.reload_request("any").parent, agent, agent, 0o755),
         (paths.alive("any").parent, agent, agent, 0o755),

@@ -34,7 +34,9 @@ class NodePaths:
 
     Owners and modes (created by root before any service starts; setgid so that files inherit the group):
     `state` agent 0700; `tls` agent:tunnel 2750; `job` agent:trainer 2750; `work` trainer:agent 2750;
-    `run` agent 0755; `logs` root 0755 with one file per service owned by its user; `checkpoints` trainer 0700.
+    `run` root 0755, in it `start`, `reload` and `alive` agent 0755 and `exit` root 0755: the agent asks, and cannot put
+    another directory where root writes; `logs` root 0755 with one file per service owned by its user; `checkpoints`
+    trainer 0700.
     """
 
     root: Path = Path("/")

@@ -72,7 +72,7 @@ def test_directories_have_the_owners_and_modes_of_the_contract(pair: Pair) -> No
         paths.tls: "2750 agent tunnel",
         paths.job: "2750 agent trainer",
         paths.work: "2750 trainer agent",
-        paths.run: "755 agent agent",
+        paths.run: "755 root root",
         paths.logs: "755 root root",
         paths.checkpoints: "700 trainer trainer",
         paths.config.parent: "755 root root",
