@@ -1,4 +1,4 @@
-"""Who listens where on this node, from /proc/net/tcp (proc(5)); IPv4 only, like the overlay."""
+"""Who listens where on this node, from /proc/self/net/tcp (proc(5)), which `ProcSubset=pid` leaves; IPv4 only."""
 
 import struct
 import time
@@ -22,7 +22,7 @@ def listening(table: str, address: str, port: int) -> bool:
 
 def is_listening(address: str, port: int) -> bool:
     """Return whether something listens on this address and port in this network namespace, now."""
-    return listening(Path("/proc/net/tcp").read_text(), address, port)
+    return listening(Path("/proc/self/net/tcp").read_text(), address, port)
 
 
 def require_free(address: str, port: int, what: str) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("holdfast")
 TUNNEL_SECONDS = 15
 _POLL_SECONDS = 0.5
-_TABLE = Path("/proc/net/tcp")
+_TABLE = Path("/proc/self/net/tcp")
 
 #: Says why a part must end, or None; called twice a second while the trainer runs, and it must not block.
 Watch = Callable[[], str | None]
