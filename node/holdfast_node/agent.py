@@ -43,6 +43,7 @@ from holdfast_node.predict.node import PredictorAgent
 from holdfast_node.presence import Presence, Pulse
 from holdfast_node.renewal import Renewal
 from holdfast_node.store import Store
+from holdfast_node.systemd.notify import notify
 
 _LOG = logging.getLogger("holdfast")
 _AWS = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "max_attempts": 5})
@@ -138,6 +139,7 @@ class Agent:
     def _enrol(self) -> None:
         granted = self._ask_for_certificate()
         _LOG.info("enrolled as %s", granted.spiffe_id)
+        notify("READY=1")
         self._renewal = Renewal(granted, self._ask_for_certificate, lambda: self._node.services.reload("tunnel"))
         self._renewal.start()
         self._denials.start()

@@ -12,6 +12,7 @@ from holdfast_node.contract.documents import Registration
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.services import AGENT_WATCHDOG_SECONDS
 from holdfast_node.store import Store
+from holdfast_node.systemd.notify import notify
 
 _LOG = logging.getLogger("holdfast")
 
@@ -24,10 +25,13 @@ class Pulse(threading.Thread):
         self._path = path
 
     def run(self) -> None:
-        """Touch the file for as long as the process lives."""
+        """Touch the file, and tell systemd, for as long as the process lives."""
         self._path.parent.mkdir(exist_ok=True)
+        # systemd's watchdog counts from readiness on; until then this sign of life holds off TimeoutStartSec=.
+        signs = ("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={AGENT_WATCHDOG_SECONDS * 1_000_000}")
         while True:
             self._path.touch()
+            notify(*signs)
             time.sleep(AGENT_WATCHDOG_SECONDS / 10)
 
 

@@ -32,6 +32,7 @@ from holdfast_node.logship import LogShipper
 from holdfast_node.predict.places import Places
 from holdfast_node.renewal import Renewal
 from holdfast_node.store import Store
+from holdfast_node.systemd.notify import notify
 from holdfast_node.tunnel import write_private
 
 _LOG = logging.getLogger("holdfast")
@@ -117,6 +118,7 @@ class PredictorAgent:
         self._places.tls.mkdir(mode=0o750, exist_ok=True)
         granted = self._ask_for_certificate()
         _LOG.info("enrolled as %s", granted.spiffe_id)
+        notify("READY=1")
         renewal = Renewal(granted, self._ask_for_certificate, lambda: None)  # the service notices new files by itself
         renewal.start()
         return renewal

@@ -1,0 +1,1 @@
+"""What the units of `node/units` run beside the node's services: systemd's side of `contract.services`."""
