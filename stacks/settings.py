@@ -10,12 +10,14 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from holdfast_node.contract.documents import (
+    DEFAULT_JOIN_SECONDS,
     DEFAULT_LOST_SECONDS,
     DEFAULT_MAX_RESTARTS,
     JOB_ID_PATTERN,
     MAX_DIGITS,
     MAX_RESTARTS,
     METRIC_PATTERN,
+    MIN_JOIN_SECONDS,
     MIN_LOST_SECONDS,
     Output,
 )
@@ -182,6 +184,10 @@ class Limits(_Section):
     lost_seconds: Annotated[int, Field(ge=MIN_LOST_SECONDS, le=300)] = Field(
         default=DEFAULT_LOST_SECONDS,
         description="within how many seconds a lost process, node or connection is noticed; slower peers count as lost",
+    )
+    join_seconds: Annotated[int, Field(ge=MIN_JOIN_SECONDS, le=86_400)] = Field(
+        default=DEFAULT_JOIN_SECONDS,
+        description="within how many seconds all scripts of a job must have made their KVStore; else it starts again",
     )
     max_restarts: Annotated[int, Field(ge=0, le=MAX_RESTARTS)] = Field(
         default=DEFAULT_MAX_RESTARTS,

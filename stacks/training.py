@@ -45,6 +45,7 @@ class TrainingStack(ClusterStack):
                 max_seconds=max_seconds,
                 heartbeat_seconds=settings.limits.heartbeat_seconds,
                 lost_seconds=settings.limits.lost_seconds,
+                join_seconds=settings.limits.join_seconds,
             ),
             retention=CheckpointRetention(**settings.checkpoints.model_dump()),
             removal_policy=self.data_removal,

@@ -265,6 +265,11 @@ REFUSALS = {
         "[limits] lost_seconds must be between 10 and 300, got 9; set it to within how many seconds a lost process, "
         "node or connection is noticed; slower peers count as lost",
     ),
+    "no time to start": (
+        {"limits.join_seconds": "59"},
+        "[limits] join_seconds must be between 60 and 86400, got 59; set it to within how many seconds all scripts of "
+        "a job must have made their KVStore; else it starts again",
+    ),
     "a worker lost after the scheduler": (
         {"limits.lost_seconds": "60", "limits.heartbeat_seconds": "60"},
         "[limits] lost_seconds must be less than heartbeat_seconds (60 s), got 60; "

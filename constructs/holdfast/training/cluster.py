@@ -195,6 +195,7 @@ class TrainingCluster(Construct):
             bundle=foundation.bundle.document,
             retention=self.retention.document,
             lost_seconds=self.limits.lost_seconds,
+            join_seconds=self.limits.join_seconds,
         )
         try:
             return node_user_data(config)

@@ -217,8 +217,8 @@ class NodeConfig(Document):
     `file_system_id` and `access_point_id` are empty for roles that mount no file system: schedulers and predictors.
     `wheelhouse` is None where the bundle has no installer, which is for local hosts only. `predictions` is a
     predictor's alone.
-    `lost_seconds` is within how long a lost process, node or connection is noticed, `join_seconds` how long a generation's
-    nodes may take to join each other (see docs/failure.md).
+    `lost_seconds` is within how long a lost process, node or connection is noticed, `join_seconds` how long the nodes
+    of a generation may take to join each other (see docs/failure.md).
     `remote_access` says whether the image's SSM agent may run: a node masks it unless it is `session-manager`, and
     then has the user `OPERATOR` (contract/layout.py) for the sessions' shells.
     `scratch_device` is the name under which a blank volume is attached for `NodePaths.work`, such as /dev/sdb (a link
