@@ -20,6 +20,7 @@ from holdfast_node.contract.documents import (
     MIN_JOIN_SECONDS,
     MIN_LOST_SECONDS,
     Output,
+    RemoteAccess,
 )
 from holdfast_node.contract.roles import (
     CLUSTER_PATTERN,
@@ -35,6 +36,8 @@ from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gp
 RESERVED_ADDRESSES = 5
 #: Four interface endpoints and one mount target in every subnet.
 FIXED_ADDRESSES = 5
+#: Two more interface endpoints where operators may open sessions.
+SESSION_ADDRESSES = 2
 #: A week, as in holdfast.training.jobs (MAX_JOB_SECONDS).
 MAX_JOB_HOURS = 168
 #: A week, as in holdfast.enrolment (MAX_CERTIFICATE_HOURS).
@@ -100,6 +103,11 @@ class Cluster(_Section):
         default=Removal.RETAIN,
         strict=False,
         description="what destroying a stack does to keys, buckets, checkpoints and logs",
+    )
+    remote_access: RemoteAccess = Field(
+        default=RemoteAccess.NONE,
+        strict=False,
+        description="whether operators may open a recorded shell on a node: none or session-manager",
     )
     log_retention_days: int = Field(
         default=365,
@@ -318,13 +326,15 @@ def _check_network(settings: Settings) -> None:
     network = _private_network(text, "[network] cidr", "an IPv4 network", "nodes have private addresses only")
     nodes = 1 + settings.servers.max + settings.workers.max
     nodes += settings.predictor.max if settings.predictor.job else 0
-    needed = nodes + FIXED_ADDRESSES + RESERVED_ADDRESSES
+    sessions = settings.cluster.remote_access is RemoteAccess.SESSION_MANAGER
+    fixed = FIXED_ADDRESSES + (SESSION_ADDRESSES if sessions else 0)
+    needed = nodes + fixed + RESERVED_ADDRESSES
     # Either zone may have to hold a whole job; a VPC is a /16 to a /28 and a subnet is half of it.
     longest = min(27, 31 - (needed - 1).bit_length())
     if not 16 <= network.prefixlen <= longest:
         raise SettingError(
             f"[network] cidr must be a /16 to a /{longest}, got /{network.prefixlen}; each of the two subnets needs "
-            f"{needed} addresses: {nodes} nodes, {FIXED_ADDRESSES} for endpoints, {RESERVED_ADDRESSES} that AWS keeps"
+            f"{needed} addresses: {nodes} nodes, {fixed} for endpoints, {RESERVED_ADDRESSES} that AWS keeps"
         )
 
 

@@ -103,6 +103,8 @@ class PredictorFleet(Construct):
             f"{ModelsBucket.prefix(predictions.job_id)}*",
             reason="A model's files have names that only its script knows; the prefix is one job's.",
         )
+        if foundation.sessions is not None:
+            foundation.sessions.acknowledge_wildcards(self.fleet.policy)
         self._allow_traffic(network, port, clients)
         #: The predictors' connections; `allow_from` on its port lets in more.
         self.connections = ec2.Connections(security_groups=[self.security_group], default_port=ec2.Port.tcp(port))
@@ -182,6 +184,7 @@ def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Pre
         file_system_id="",
         access_point_id="",
         bundle=foundation.bundle.document,
+        remote_access=foundation.remote_access,
         predictions=predictions,
     )
     try:

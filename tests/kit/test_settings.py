@@ -27,6 +27,11 @@ VALID = {
 
 PRIVATE_CA = "arn:aws:acm-pca:us-east-1:111122223333:certificate-authority/12345678-1234-1234-1234-123456789012"
 REFUSALS = {
+    "a shell over SSH": (
+        {"cluster.remote_access": '"ssh"'},
+        "[cluster] remote_access must be 'none' or 'session-manager', got 'ssh'; set it to whether operators may open "
+        "a recorded shell on a node: none or session-manager",
+    ),
     "zero workers": (
         {"workers.max": "0"},
         "[workers] max must be between 1 and 150, got 0; set it to the most instances that one job may have",

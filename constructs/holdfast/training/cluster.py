@@ -107,6 +107,8 @@ class TrainingCluster(Construct):
         }
         for role, fleet in self.fleets.items():
             acknowledge_wildcards(role, fleet.policy, foundation)
+            if foundation.sessions is not None:
+                foundation.sessions.acknowledge_wildcards(fleet.policy)
         self.jobs = JobStateMachine(
             self,
             "Jobs",
@@ -193,6 +195,7 @@ class TrainingCluster(Construct):
             file_system_id=self.checkpoints.file_system.file_system_id,
             access_point_id=self.checkpoints.access_point.access_point_id,
             bundle=foundation.bundle.document,
+            remote_access=foundation.remote_access,
             retention=self.retention.document,
             lost_seconds=self.limits.lost_seconds,
             join_seconds=self.limits.join_seconds,

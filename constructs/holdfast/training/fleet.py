@@ -13,7 +13,7 @@ from constructs import Construct
 from holdfast.dependencies import depend
 from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge
-from holdfast.names import ClusterNames
+from holdfast.names import CLUSTER_TAG, ClusterNames
 from holdfast.network import PrivateNetwork
 from holdfast_node.contract.roles import MAX_NODES_PER_ROLE, NodeRole
 
@@ -143,6 +143,7 @@ class NodeFleet(Construct):
             ],
         )
         Tags.of(self).add("Name", names.group(role))
+        Tags.of(self).add(CLUSTER_TAG, cluster_name)
         self.group = autoscaling.AutoScalingGroup(
             self,
             "Group",
