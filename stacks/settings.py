@@ -82,6 +82,7 @@ class _Section(BaseModel):
 
 
 InstanceType = Annotated[str, Field(pattern=f"^{INSTANCE_TYPE_PATTERN.pattern}$", examples=["m7i.large"])]
+ScratchSize = Annotated[int, Field(ge=0, le=16384)]
 Price = Annotated[float, Field(ge=0, le=1000)]
 NodeCount = Annotated[int, Field(ge=1, le=MAX_NODES_PER_ROLE)]
 Port = Annotated[int, Field(ge=1024, le=65535)]
@@ -103,6 +104,10 @@ class Cluster(_Section):
         default=Removal.RETAIN,
         strict=False,
         description="what destroying a stack does to keys, buckets, checkpoints and logs",
+    )
+    dedicated_tenancy: bool = Field(
+        default=False,
+        description="whether instances run on hardware that no other account shares, at a higher price",
     )
     remote_access: RemoteAccess = Field(
         default=RemoteAccess.NONE,
@@ -139,6 +144,10 @@ class Fleet(_Section):
 
     instance_type: InstanceType = Field(description="their EC2 instance type, x86_64")
     max: NodeCount = Field(description="the most instances that one job may have")
+    scratch_gib: ScratchSize = Field(
+        default=64,
+        description="the size in GiB of an encrypted volume of their own for scratch files; on the root volume if 0",
+    )
     usd_per_hour: Price = Field(default=0.0, description="what one costs per hour on demand, for the job's budget")
 
 

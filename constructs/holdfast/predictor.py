@@ -95,7 +95,7 @@ class PredictorFleet(Construct):
             security_group=self.security_group,
             encryption_key=foundation.keys.data,
             statements=_statements(foundation, predictions.job_id),
-            user_data=_user_data(self, foundation, predictions),
+            user_data=_user_data(self, foundation, predictions, fleet),
         )
         acknowledge_keys(
             self.fleet.policy,
@@ -169,7 +169,7 @@ def _statements(foundation: ClusterFoundation, job_id: str) -> list[iam.PolicySt
     ]
 
 
-def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Predictions) -> str:
+def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Predictions, fleet: FleetProps) -> str:
     config = NodeConfig(
         cluster=foundation.cluster_name,
         role=Serving.PREDICTOR,
@@ -185,6 +185,7 @@ def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Pre
         access_point_id="",
         bundle=foundation.bundle.document,
         remote_access=foundation.remote_access,
+        scratch_device=fleet.scratch_device,
         predictions=predictions,
     )
     try:

@@ -32,6 +32,11 @@ REFUSALS = {
         "[cluster] remote_access must be 'none' or 'session-manager', got 'ssh'; set it to whether operators may open "
         "a recorded shell on a node: none or session-manager",
     ),
+    "a volume that EBS does not make": (
+        {"workers.scratch_gib": "20000"},
+        "[workers] scratch_gib must be between 0 and 16384, got 20000; set it to the size in GiB of an encrypted "
+        "volume of their own for scratch files; on the root volume if 0",
+    ),
     "zero workers": (
         {"workers.max": "0"},
         "[workers] max must be between 1 and 150, got 0; set it to the most instances that one job may have",
@@ -42,7 +47,7 @@ REFUSALS = {
     ),
     "unknown key": (
         {"workers.maximum": "3"},
-        "[workers] maximum is unknown, allowed: instance_type, max, usd_per_hour (did you mean max?); "
+        "[workers] maximum is unknown, allowed: instance_type, max, scratch_gib, usd_per_hour (did you mean max?); "
         "remove it or correct its name",
     ),
     "unknown table": (

@@ -101,7 +101,7 @@ class TrainingCluster(Construct):
                 statements=node_statements(
                     role, foundation=foundation, checkpoints=self.checkpoints, state_machine_arn=state_machine_arn
                 ),
-                user_data=self._user_data(role),
+                user_data=self._user_data(role, props[role]),
             )
             for role in Role
         }
@@ -179,7 +179,7 @@ class TrainingCluster(Construct):
                 description=f"{role} to the S3 gateway endpoint",
             )
 
-    def _user_data(self, role: Role) -> str:
+    def _user_data(self, role: Role, props: FleetProps) -> str:
         foundation = self.foundation
         config = NodeConfig(
             cluster=foundation.cluster_name,
@@ -196,6 +196,7 @@ class TrainingCluster(Construct):
             access_point_id=self.checkpoints.access_point.access_point_id,
             bundle=foundation.bundle.document,
             remote_access=foundation.remote_access,
+            scratch_device=props.scratch_device,
             retention=self.retention.document,
             lost_seconds=self.limits.lost_seconds,
             join_seconds=self.limits.join_seconds,
