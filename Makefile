@@ -58,7 +58,8 @@ lint: .venv/.ready ## Check style and types
 	@.venv/bin/mypy
 	@cd constructs/holdfast/functions/enrolment && MYPYPATH=. $(CURDIR)/.venv/bin/mypy --strict \
 	  --cache-dir $(CURDIR)/.mypy_cache *.py
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run local/*.sh node/units/*.sh; fi
+	@if command -v shellcheck >/dev/null; then \
+	  shellcheck .ci/run local/*.sh node/*.sh node/units/*.sh constructs/holdfast/training/*.sh; fi
 
 lock: ## Renew the locked versions and hashes (needs uv)
 	@for f in requirements node/requirements local/requirements constructs/holdfast/functions/enrolment/requirements; do \

@@ -108,8 +108,8 @@ def submit(cluster: Cluster, request: Request, report: Callable[[str], None]) ->
     restarts = _restarts(request.max_restarts, cluster)
     if not cluster.nodes_can_boot:
         raise SubmitError(
-            f"nodes of cluster {cluster.name} cannot boot on EC2: its node bundle has no installer in this release; "
-            "instances would be paid for and never train. Use the local cluster: `holdfast local up`, then --local"
+            f"nodes of cluster {cluster.name} cannot boot on EC2: its node bundle has no installer, so "
+            "instances would be paid for and never train. Deploy it from a checkout, whose bundle has one"
         )
     _refuse_while_running(cluster)
     job_id = new_job_id(request.directory, datetime.now(UTC), secrets.token_hex(2))

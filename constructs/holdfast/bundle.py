@@ -1,4 +1,4 @@
-"""The node bundle: what a node runs, as one archive that it can check."""
+"""What a node runs, as archives that it can check: the node bundle, and the wheels of a lock file in it."""
 
 from pathlib import Path
 
@@ -7,18 +7,24 @@ from aws_cdk import aws_s3_assets as assets
 from constructs import Construct
 
 from holdfast.errors import BundleError
-from holdfast.packing import digest, read_tree, write_zip
+from holdfast.packing import digest, pack_wheels, read_tree, write_zip
 from holdfast_node.contract.documents import Bundle
+from holdfast_node.contract.documents import Wheelhouse as WheelhouseDocument
 
-#: Beside the package `holdfast_node`: what a node installs and how.
-_EXTRAS = ("requirements.txt", "install.sh")
+PACKAGE = "holdfast_node"
+#: The locked Python packages of a node that trains on CPUs.
+LOCK = "requirements.txt"
+#: Beside the package `holdfast_node`: what a node installs and how, systemd's units, and the host's own settings.
+_INSTALLER = "install.sh"
+_EXTRAS = (LOCK, _INSTALLER)
+_FOLDERS = ("units", "host")
 
 
 class NodeBundle(Construct):
     """The node runtime as a deterministic zip, published as an asset; user data carries its SHA-256.
 
-    The zip holds the package `holdfast_node`, its hash-locked `requirements.txt` and, where there is one,
-    `install.sh`. Its bytes depend on those files alone, so an unchanged runtime changes no template.
+    The zip holds the package `holdfast_node`, its hash-locked `requirements.txt` and, where they are, `install.sh` and
+    the folders `units` and `host`. Its bytes depend on those files alone, so an unchanged runtime changes no template.
     """
 
     def __init__(
@@ -33,23 +39,29 @@ class NodeBundle(Construct):
             cache_directory: where the zip is written. Default: `.build` in the working directory.
 
         Raises:
-            BundleError: `source` holds no package `holdfast_node`.
+            BundleError: `source` holds no package `holdfast_node`, or an installer without its locked packages.
         """
         super().__init__(scope, construct_id)
-        source = source or _installed_source()
-        contents = {f"holdfast_node/{name}": data for name, data in read_tree(source / "holdfast_node", "*.py").items()}
-        if "holdfast_node/__init__.py" not in contents:
-            raise BundleError(f"{source} must hold the package holdfast_node, got none; name the node's source root")
-        contents |= {name: (source / name).read_bytes() for name in _EXTRAS if (source / name).is_file()}
+        #: The directory that it was packed from.
+        self.source = source or _installed_source()
+        self.cache_directory = cache_directory or Path.cwd() / ".build"
+        contents = {f"{PACKAGE}/{name}": data for name, data in read_tree(self.source / PACKAGE, "*.py").items()}
+        if f"{PACKAGE}/__init__.py" not in contents:
+            raise BundleError(f"{self.source} must hold the package {PACKAGE}, got none; name the node's source root")
+        contents |= {name: (self.source / name).read_bytes() for name in _EXTRAS if (self.source / name).is_file()}
+        for folder in _FOLDERS:
+            contents |= {f"{folder}/{name}": data for name, data in read_tree(self.source / folder, "*").items()}
         #: Whether an EC2 instance can install it; without `install.sh` only the local hosts can.
-        self.boots_on_ec2 = "install.sh" in contents
+        self.boots_on_ec2 = _INSTALLER in contents
+        if self.boots_on_ec2 and LOCK not in contents:
+            raise BundleError(f"{self.source} must hold {LOCK}, which {_INSTALLER} installs, got none; add the lock")
         if not self.boots_on_ec2:
             Annotations.of(self).add_info_v2(
                 "holdfast:localHostsOnly",
                 "the node bundle holds no install.sh: instances of EC2 refuse it at boot, local hosts run it",
             )
         # By its content: another synthesis in the same directory may pack another runtime at the same time.
-        target = (cache_directory or Path.cwd() / ".build") / f"node-bundle-{digest(contents)[:16]}.zip"
+        target = self.cache_directory / f"node-bundle-{digest(contents)[:16]}.zip"
         self.sha256 = write_zip(target, contents)
         self.asset = assets.Asset(self, "Zip", path=str(target), display_name="Node runtime")
 
@@ -60,7 +72,44 @@ class NodeBundle(Construct):
 
     @property
     def object_arn(self) -> str:
-        """The ARN of the published object: the only one in the assets' bucket that nodes may read."""
+        """The ARN of the published object: with the wheels the only one in the assets' bucket that nodes may read."""
+        return self.asset.bucket.arn_for_objects(self.asset.s3_object_key)
+
+
+class Wheelhouse(Construct):
+    """The wheels of one of the bundle's lock files as a deterministic zip, published as an asset.
+
+    They are downloaded once per lock file, which needs a Python package index; after that synthesis needs no network.
+    """
+
+    def __init__(self, scope: Construct, construct_id: str, *, bundle: NodeBundle, lock: str = LOCK) -> None:
+        """Pack the wheels.
+
+        Args:
+            scope: the construct's parent.
+            construct_id: the construct's id.
+            bundle: the bundle that holds the lock; the wheels are kept in its cache directory.
+            lock: the lock's file name. Default: the packages of a node that trains on CPUs.
+
+        Raises:
+            BundleError: the wheels could not be downloaded.
+        """
+        super().__init__(scope, construct_id)
+        self.lock = lock
+        target, self.sha256 = pack_wheels(bundle.source / lock, bundle.cache_directory)
+        self.asset = assets.Asset(self, "Zip", path=str(target), display_name="Node's Python packages")
+
+    @property
+    def document(self) -> WheelhouseDocument:
+        """Where the wheels are, as a node's configuration says it."""
+        asset = self.asset
+        return WheelhouseDocument(
+            bucket=asset.s3_bucket_name, key=asset.s3_object_key, sha256=self.sha256, lock=self.lock
+        )
+
+    @property
+    def object_arn(self) -> str:
+        """The ARN of the published object."""
         return self.asset.bucket.arn_for_objects(self.asset.s3_object_key)
 
 

@@ -12,7 +12,7 @@ def every_node(foundation: ClusterFoundation) -> list[iam.PolicyStatement]:
         iam.PolicyStatement(
             sid="Enrol", actions=["lambda:InvokeFunction"], resources=[foundation.enrolment.function.function_arn]
         ),
-        iam.PolicyStatement(sid="FetchBundle", actions=["s3:GetObject"], resources=[foundation.bundle.object_arn]),
+        iam.PolicyStatement(sid="FetchBundle", actions=["s3:GetObject"], resources=foundation.code_arns),
         iam.PolicyStatement(
             # Their names are all that a node needs, and all that it may read.
             sid="ListDenials",
@@ -25,5 +25,4 @@ def every_node(foundation: ClusterFoundation) -> list[iam.PolicyStatement]:
             actions=["logs:CreateLogStream", "logs:PutLogEvents"],
             resources=[foundation.node_log.log_group_arn],
         ),
-        *(foundation.sessions.node_statements() if foundation.sessions else ()),
     ]

@@ -1,7 +1,7 @@
 """Packing code for a function and for nodes: the same bytes from the same sources, without Docker."""
 
 import hashlib
-import io
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from holdfast.errors import BundleError
 #: The earliest time that a zip entry can carry.
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _PIP_TIMEOUT_SECONDS = 600
-#: What the function's runtime is (Python 3.11 on x86_64), whatever machine synthesizes.
+#: What the function's runtime and the nodes are (Python 3.11 on x86_64), whatever machine synthesizes.
 _PLATFORM = (
     "--only-binary=:all:",
     "--platform=manylinux2014_x86_64",
@@ -42,21 +42,48 @@ def read_tree(directory: Path, pattern: str) -> dict[str, bytes]:
     }
 
 
-def write_zip(target: Path, contents: Mapping[str, bytes]) -> str:
-    """Write a zip whose bytes depend on `contents` alone, and return its SHA-256 (hex)."""
+def write_zip(target: Path, contents: Mapping[str, bytes | Path]) -> str:
+    """Write a zip whose bytes depend on `contents` alone (bytes, or files that hold them); return its SHA-256 (hex)."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
+    descriptor, part = tempfile.mkstemp(dir=target.parent, suffix=".part")
+    with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as archive:
         for name, content in sorted(contents.items()):
             entry = zipfile.ZipInfo(name, _ZIP_EPOCH)
             entry.create_system = 3  # Unix, wherever it is made
             entry.external_attr = 0o100644 << 16
             # Stored, not deflated: compressed bytes differ between versions of zlib.
-            archive.writestr(entry, content, zipfile.ZIP_STORED)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as scratch:
-        scratch.write(packed.getvalue())
-    Path(scratch.name).replace(target)
-    return hashlib.sha256(packed.getvalue()).hexdigest()
+            data = content.read_bytes() if isinstance(content, Path) else content
+            archive.writestr(entry, data, zipfile.ZIP_STORED)
+    Path(part).replace(target)
+    return file_digest(target)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pack_wheels(lock: Path, cache: Path) -> tuple[Path, str]:
+    """Return a zip of the wheels that a lock file names, and the zip's SHA-256 (hex).
+
+    They are downloaded once per lock file into `cache`, each with a hash that the lock holds; after that packing needs
+    no network.
+
+    Raises:
+        BundleError: pip refused; the message holds its last lines.
+    """
+    target = (
+        cache / f"wheelhouse-{digest({'lock': lock.read_bytes(), 'platform': ' '.join(_PLATFORM).encode()})[:16]}.zip"
+    )
+    if target.is_file():
+        return target, file_digest(target)
+    cache.mkdir(parents=True, exist_ok=True)
+    print(f"holdfast: downloading the wheels of {lock} (once)", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        # --no-deps: the lock is complete, and a resolver would look at releases that are newer than it is.
+        _pip("download", "--no-deps", "--require-hashes", *_PLATFORM, "--dest", scratch, lock=lock)
+        return target, write_zip(target, {wheel.name: wheel for wheel in Path(scratch).iterdir()})
 
 
 def pack_function(sources: Path, cache: Path, *, services: Collection[str] = ()) -> tuple[Path, str]:
@@ -105,20 +132,30 @@ def _dependencies(lock: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"holdfast: installing the locked dependencies of the {lock.parent.name} function (once)", file=sys.stderr)
     scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    command = [
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"),
-        *("--require-hashes", *_PLATFORM, "--target", str(scratch), "--requirement", str(lock)),
-    ]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_PIP_TIMEOUT_SECONDS)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        _pip("install", "--no-compile", "--require-hashes", *_PLATFORM, "--target", str(scratch), lock=lock)
+    except BundleError:
         shutil.rmtree(scratch)
+        raise
+    _move_into_place(scratch, target)
+    return target
+
+
+def _pip(command: str, *options: str, lock: Path) -> None:
+    argv = (sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *options)
+    try:
+        subprocess.run(
+            [*argv, "--requirement", str(lock)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_PIP_TIMEOUT_SECONDS,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise BundleError(
             f"the dependencies in {lock} could not be installed: {_last_lines(error)}; "
             "check that this machine reaches a Python package index"
         ) from None
-    _move_into_place(scratch, target)
-    return target
 
 
 def _move_into_place(scratch: Path, target: Path) -> None:

@@ -95,7 +95,7 @@ class PredictorFleet(Construct):
             security_group=self.security_group,
             encryption_key=foundation.keys.data,
             statements=_statements(foundation, predictions.job_id),
-            user_data=_user_data(self, foundation, predictions, fleet),
+            user_data=_user_data(self, foundation, predictions),
         )
         acknowledge_keys(
             self.fleet.policy,
@@ -103,8 +103,6 @@ class PredictorFleet(Construct):
             f"{ModelsBucket.prefix(predictions.job_id)}*",
             reason="A model's files have names that only its script knows; the prefix is one job's.",
         )
-        if foundation.sessions is not None:
-            foundation.sessions.acknowledge_wildcards(self.fleet.policy)
         self._allow_traffic(network, port, clients)
         #: The predictors' connections; `allow_from` on its port lets in more.
         self.connections = ec2.Connections(security_groups=[self.security_group], default_port=ec2.Port.tcp(port))
@@ -169,7 +167,7 @@ def _statements(foundation: ClusterFoundation, job_id: str) -> list[iam.PolicySt
     ]
 
 
-def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Predictions, fleet: FleetProps) -> str:
+def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Predictions) -> str:
     config = NodeConfig(
         cluster=foundation.cluster_name,
         role=Serving.PREDICTOR,
@@ -184,8 +182,7 @@ def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Pre
         file_system_id="",
         access_point_id="",
         bundle=foundation.bundle.document,
-        remote_access=foundation.remote_access,
-        scratch_device=fleet.scratch_device,
+        wheelhouse=foundation.wheelhouse.document if foundation.wheelhouse else None,
         predictions=predictions,
     )
     try:

@@ -20,6 +20,12 @@ def listening(table: str, address: str, port: int) -> bool:
     return any(row[1] in wanted and row[3] == _LISTEN for row in rows if len(row) > 3)
 
 
+def ports(table: str) -> set[int]:
+    """Return the ports that `table` (the text of /proc/net/tcp or tcp6) holds listeners on, at any address."""
+    rows = (line.split() for line in table.splitlines()[1:])
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if len(row) > 3 and row[3] == _LISTEN}
+
+
 def is_listening(address: str, port: int) -> bool:
     """Return whether something listens on this address and port in this network namespace, now."""
     return listening(Path("/proc/self/net/tcp").read_text(), address, port)

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from tests.attacks.arenas import Arena, program
 from tests.attacks.model import Outcome, Verdict, refused, succeeded, unharmed
+from tests.boot.script import boot
 
 from holdfast_local.lab import NODE_PYTHON, LabError, python_environment
 from holdfast_local.lab.hosts import ROOT
@@ -165,8 +166,8 @@ def package_in_vanilla(_: Arena) -> Outcome:
 
 
 def node_bundle_at_holdfast(_: Arena) -> Outcome:
-    """The kit's real user data, with an `aws` command that delivers the attacker's bundle instead of S3's."""
-    genuine, evil = (_bundle(f"touch $MARKS/{name}\n") for name in ("genuine", "evil"))
+    """The kit's real user data on a copy of this machine, with an `aws` command that delivers the attacker's bundle."""
+    genuine, evil = (_bundle(f"touch /given/{name}\n") for name in ("genuine", "evil"))
     code = (
         "import json, sys\nfrom holdfast.training.user_data import node_user_data\n"
         "from holdfast_node.contract.documents import NodeConfig\n"
@@ -174,25 +175,16 @@ def node_bundle_at_holdfast(_: Arena) -> Outcome:
     )
     paths = os.pathsep.join(str(ROOT / folder) for folder in ("constructs", "node"))
     script = _run([str(ROOT / ".venv/bin/python"), "-c", code], stdin=_node_config(genuine), PYTHONPATH=paths)[1]
-    outcomes = {}
+    boots, ran = {}, {}
     for name, data in (("genuine", genuine), ("evil", evil)):
         with tempfile.TemporaryDirectory() as directory:
-            tree = Path(directory)
-            (tree / "bundle.zip").write_bytes(data)
-            (tree / "bin").mkdir()
-            (tree / "bin/aws").write_text(f'#!/bin/sh\nfor last; do :; done\ncp {tree}/bundle.zip "$last"\n')
-            (tree / "bin/aws").chmod(0o755)
-            boot = script.replace("/etc/holdfast", f"{tree}/etc").replace("/opt/holdfast", f"{tree}/opt")
-            (tree / "boot.sh").write_text(boot.replace("/dev/console", "/dev/null"))
-            path = f"{tree}/bin:{os.environ['PATH']}"
-            status, _, said = _run(["bash", str(tree / "boot.sh")], PATH=path, MARKS=directory)
-            outcomes[name] = (status, (tree / name).exists(), said.strip().splitlines()[-1:] or [""])
-    if outcomes["genuine"][:2] != (0, True):
-        raise LabError(f"the genuine bundle must boot, or the refusal proves nothing: {outcomes['genuine']}")
-    status, ran, said = outcomes["evil"]
-    if ran or status == 0:
+            boots[name] = boot(Path(directory), script, objects={"k": data})
+            ran[name] = (boots[name].folder / name).exists()
+    if boots["genuine"].status != 0 or not ran["genuine"]:
+        raise LabError(f"the genuine bundle must boot, or the refusal proves nothing: {boots['genuine']}")
+    if ran["evil"] or boots["evil"].status == 0:
         return Outcome(Verdict.SUCCEEDED, "the changed bundle was run")
-    return refused(f"{said[0]}; nothing of it was unpacked")
+    return refused(f"{boots['evil'].last['cause']}; nothing of it was unpacked")
 
 
 def _bundle(install: str) -> bytes:

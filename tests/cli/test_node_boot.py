@@ -49,6 +49,6 @@ def test_submit_refuses_before_it_calls_aws(tmp_path: Path) -> None:
     with pytest.raises(SubmitError) as refusal:
         jobs.submit(cluster("local-hosts-only"), request, lambda text: None)
     assert str(refusal.value) == (
-        "nodes of cluster demo cannot boot on EC2: its node bundle has no installer in this release; "
-        "instances would be paid for and never train. Use the local cluster: `holdfast local up`, then --local"
+        "nodes of cluster demo cannot boot on EC2: its node bundle has no installer, so "
+        "instances would be paid for and never train. Deploy it from a checkout, whose bundle has one"
     )

@@ -197,11 +197,18 @@ def decoded(user_data: str) -> str:
     return base64.b64decode(user_data).decode()
 
 
-def test_node_fetches_the_bundle_and_its_digest_is_the_configurations(account: Account) -> None:
+def test_node_fetches_bundle_and_wheels_and_their_digests_are_the_configurations(account: Account) -> None:
     config = node_config(account, Role.SERVER)
     s3 = account.client("s3", account.node(Role.SERVER))
-    content = s3.get_object(Bucket=config.bundle.bucket, Key=config.bundle.key)["Body"].read()
-    assert hashlib.sha256(content).hexdigest() == config.bundle.sha256
+    assert config.wheelhouse is not None
+    for part in (config.bundle, config.wheelhouse):
+        content = s3.get_object(Bucket=part.bucket, Key=part.key)["Body"].read()
+        assert hashlib.sha256(content).hexdigest() == part.sha256
+
+
+@pytest.mark.parametrize("role", Role)
+def test_resolved_user_data_stays_below_eight_kilobytes(account: Account, role: Role) -> None:
+    assert len(user_data(account, role).encode()) < 8192
 
 
 #: (role, may it, operation, key)
@@ -324,11 +331,15 @@ def test_the_deployed_function_answers_with_its_own_packed_sdk(account: Account)
     assert json.loads(answer["Payload"].read())["refused"]["reason"] == "bad_request"
 
 
-def node_config(account: Account, role: Role) -> NodeConfig:
+def user_data(account: Account, role: Role) -> str:
     data = account.client("ec2").describe_launch_template_versions(
         LaunchTemplateName=f"{CLUSTER}-{role}", Versions=["$Latest"]
     )["LaunchTemplateVersions"][0]["LaunchTemplateData"]
-    script = decoded(data["UserData"])
+    return decoded(data["UserData"])
+
+
+def node_config(account: Account, role: Role) -> NodeConfig:
+    script = user_data(account, role)
     return NodeConfig.parse(script.split("<<'HOLDFAST_NODE_JSON'\n")[1].split("\nHOLDFAST_NODE_JSON")[0])
 
 

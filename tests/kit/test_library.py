@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from holdfast import (
     TrainingCluster,
     acknowledge,
 )
+from holdfast.packing import file_digest
 from holdfast.training.user_data import node_user_data
 from holdfast_node.contract.documents import Bundle, NodeConfig
 from holdfast_node.contract.roles import DEFAULT_PORTS, Role
@@ -189,10 +191,6 @@ REFUSED_PROPS = {
         lambda _: JobLimits(lost_seconds=9),
         "lost_seconds must be between 10 and heartbeat_seconds - 1 (599), got 9; a slow node is not a lost one",
     ),
-    "no time to start": (
-        lambda _: JobLimits(join_seconds=59),
-        "join_seconds must be at least 60, got 59; MXNet itself needs some of it",
-    ),
     "a job of more than a week": (
         lambda _: JobLimits(max_seconds=169 * 3600),
         "max_seconds must be at most 604800 (168 h), got 608400; split the job: it can go on from its last checkpoint",
@@ -250,14 +248,27 @@ BOOTS = {"install.sh": True, "requirements.txt": False}
 
 @pytest.mark.parametrize("extra", BOOTS)
 def test_a_bundle_boots_on_ec2_only_with_an_installer(stack: cdk.Stack, tmp_path: Path, extra: str) -> None:
-    bundle = holdfast.NodeBundle(
-        stack, "Bundle", source=node_source(tmp_path / "source", extra), cache_directory=tmp_path / "cache"
-    )
+    source = node_source(tmp_path / "source", "requirements.txt", extra)
+    bundle = holdfast.NodeBundle(stack, "Bundle", source=source, cache_directory=tmp_path / "cache")
     assert bundle.boots_on_ec2 is BOOTS[extra]
 
 
+def test_an_installer_without_its_lock_is_refused(stack: cdk.Stack, tmp_path: Path) -> None:
+    with pytest.raises(holdfast.BundleError, match=r"must hold requirements.txt, which install.sh installs, got none"):
+        holdfast.NodeBundle(stack, "Bundle", source=node_source(tmp_path, "install.sh"), cache_directory=tmp_path)
+
+
+def test_the_bundle_holds_runtime_lock_installer_and_units(stack: cdk.Stack) -> None:
+    bundle = holdfast.NodeBundle(stack, "Bundle", source=ROOT / "node", cache_directory=ROOT / ".build")
+    (target,) = [p for p in (ROOT / ".build").glob("node-bundle-*.zip") if file_digest(p) == bundle.sha256]
+    names = zipfile.ZipFile(target).namelist()
+    assert {"install.sh", "requirements.txt", "holdfast_node/boot.py"} <= set(names)
+    files = [path for folder in ("units", "host") for path in (ROOT / "node" / folder).rglob("*") if path.is_file()]
+    assert {path.relative_to(ROOT / "node").as_posix() for path in files} <= set(names)
+
+
 def test_two_bundles_in_one_directory_never_overwrite_each_other(stack: cdk.Stack, tmp_path: Path) -> None:
-    for name in BOOTS:
+    for name in ("requirements.txt", "README"):
         holdfast.NodeBundle(stack, name, source=node_source(tmp_path / name, name), cache_directory=tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("node-bundle-*.zip"))) == 2
 
@@ -282,11 +293,11 @@ def test_user_data_too_long_for_ec2_is_refused() -> None:
         role=Role.WORKER,
         region="eu-west-1",
         ports=DEFAULT_PORTS,
-        jobs_bucket="b" * 8192,
+        jobs_bucket="b" * 14336,
         **dict.fromkeys(CONSTANTS, "name"),
         bundle=Bundle(bucket="assets", key="bundle.zip", sha256="0" * 64),
     )
-    with pytest.raises(PropertyError, match="a node's user data must be at most 8192 bytes, got "):
+    with pytest.raises(PropertyError, match="a node's user data must be at most 14336 bytes, got "):
         node_user_data(config)
 
 

@@ -82,10 +82,12 @@ def test_s3_gateway_admits_the_clusters_objects_and_public_packages_only(dev: De
         "NodeBundle": ("s3:GetObject", statements["NodeBundle"]["Resource"], OWN_ACCOUNT),
         "OperatingSystemPackages": ("s3:GetObject", "arn:aws:s3:::al2023-repos-us-east-1-de612dc2/*", None),
     }
-    bundle = statements["NodeBundle"]["Resource"]
-    assert bundle.startswith("arn:aws:s3:::cdk-hnb659fds-assets-<AWS::AccountId>-us-east-1/")
-    assert bundle.endswith(".zip")
-    assert "*" not in bundle
+    code = statements["NodeBundle"]["Resource"]
+    assert len(set(code)) == 2, "the bundle and the wheels"
+    for resource in code:
+        assert resource.startswith("arn:aws:s3:::cdk-hnb659fds-assets-<AWS::AccountId>-us-east-1/")
+        assert resource.endswith(".zip")
+        assert "*" not in resource
 
 
 def test_all_traffic_is_logged(dev: Deployment) -> None:

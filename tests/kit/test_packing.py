@@ -1,6 +1,7 @@
 """Packing code: deterministic, complete, and clear when it cannot be done."""
 
 import hashlib
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from tests.kit.support import ROOT
 
 from holdfast.enrolment import SERVICES, SOURCES
 from holdfast.errors import BundleError
-from holdfast.packing import pack_function, read_tree, write_zip
+from holdfast.packing import file_digest, pack_function, pack_wheels, read_tree, write_zip
 
 CONTENTS = {"b/two.py": b"2", "a.py": b"1"}
 
@@ -121,3 +122,27 @@ def test_enrolment_sources_import_only_what_is_packed(tmp_path: Path) -> None:
         for line in path.read_text().splitlines()
         if line.startswith(("import ", "from "))
     }
+
+
+LOCK = ROOT / "node/requirements.txt"
+
+
+def test_wheels_are_those_of_the_lock_and_need_no_network_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, digest = pack_wheels(LOCK, ROOT / ".build")
+    assert file_digest(target) == digest
+    locked = re.findall(r"^([a-z0-9-]+)==(\S+) ", LOCK.read_text(), re.M)
+    with zipfile.ZipFile(target) as archive:
+        wheels = {(name.split("-")[0].lower().replace("_", "-"), name.split("-")[1]) for name in archive.namelist()}
+        contents = [hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()]
+    assert wheels == set(locked)
+    assert set(contents) <= set(re.findall(r"--hash=sha256:([0-9a-f]{64})", LOCK.read_text()))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://localhost:1/")
+    assert pack_wheels(LOCK, ROOT / ".build") == (target, digest)
+
+
+def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.txt"
+    lock.write_text(f"six==1.17.0 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(BundleError, match="could not be installed"):
+        pack_wheels(lock, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -100,7 +100,7 @@ def test_it_may_do_this_and_nothing_else(closed: tuple[Any, Any]) -> None:
         s["Sid"]: (s["Action"], s["Resource"], s.get("Condition")) for s in policy["PolicyDocument"]["Statement"]
     }
     bundle = statements.pop("FetchBundle")
-    assert bundle[0] == "s3:GetObject" and "*" not in bundle[1]
+    assert bundle[0] == "s3:GetObject" and len(bundle[1]) == 2 and "*" not in str(bundle[1])
     via_s3 = {"StringEquals": {"kms:ViaService": "s3.<AWS::Region>.amazonaws.com"}}
     jobs = "<FoundationBucketsJobs.Arn>"
     assert statements == {

@@ -101,14 +101,12 @@ class TrainingCluster(Construct):
                 statements=node_statements(
                     role, foundation=foundation, checkpoints=self.checkpoints, state_machine_arn=state_machine_arn
                 ),
-                user_data=self._user_data(role, props[role]),
+                user_data=self._user_data(role),
             )
             for role in Role
         }
         for role, fleet in self.fleets.items():
             acknowledge_wildcards(role, fleet.policy, foundation)
-            if foundation.sessions is not None:
-                foundation.sessions.acknowledge_wildcards(fleet.policy)
         self.jobs = JobStateMachine(
             self,
             "Jobs",
@@ -179,8 +177,8 @@ class TrainingCluster(Construct):
                 description=f"{role} to the S3 gateway endpoint",
             )
 
-    def _user_data(self, role: Role, props: FleetProps) -> str:
-        foundation = self.foundation
+    def _user_data(self, role: Role) -> str:
+        foundation, mounts = self.foundation, role in CHECKPOINTING
         config = NodeConfig(
             cluster=foundation.cluster_name,
             role=role,
@@ -192,14 +190,12 @@ class TrainingCluster(Construct):
             job_signing_key=foundation.keys.job_signing.key_arn,
             model_signing_key=foundation.keys.model_signing.key_arn,
             log_group=foundation.node_log.log_group_name,
-            file_system_id=self.checkpoints.file_system.file_system_id,
-            access_point_id=self.checkpoints.access_point.access_point_id,
+            file_system_id=self.checkpoints.file_system.file_system_id if mounts else "",
+            access_point_id=self.checkpoints.access_point.access_point_id if mounts else "",
             bundle=foundation.bundle.document,
-            remote_access=foundation.remote_access,
-            scratch_device=props.scratch_device,
+            wheelhouse=foundation.wheelhouse.document if foundation.wheelhouse else None,
             retention=self.retention.document,
             lost_seconds=self.limits.lost_seconds,
-            join_seconds=self.limits.join_seconds,
         )
         try:
             return node_user_data(config)

@@ -1,38 +1,18 @@
-"""The script that turns a fresh instance into a node: write the constants, fetch and check the bundle, hand over."""
+"""The script that turns a fresh instance into a node: `user_data.sh`, with the node's constants written into it."""
+
+import re
+from pathlib import Path
 
 from holdfast.errors import PropertyError
 from holdfast_node.contract.documents import NodeConfig
+from holdfast_node.contract.layout import JobsBucket
 
-#: EC2 refuses more than 16 KiB of user data (EC2 user guide, "User data"); half of it is left for CloudFormation's
-#: resolved values.
-MAX_SCRIPT_BYTES = 8192
-CONFIG_MARKER = "HOLDFAST_NODE_JSON"
-
-_SCRIPT = """\
-#!/bin/bash
-# Holdfast node: constants and stage 0. Everything after this is in the bundle, which is checked before it runs.
-set -euo pipefail
-fail() {{ echo "holdfast: boot failed: $1" | tee /dev/console >&2; exit 1; }}
-umask 022
-install -d -m 0755 /etc/holdfast /opt/holdfast
-cat > /etc/holdfast/node.json <<'{marker}'
-{config}
-{marker}
-
-# /tmp is memory on Amazon Linux 2023: the bundle goes to disk.
-bundle=$(mktemp /var/tmp/holdfast-bundle.XXXXXX)
-trap 'rm -f "$bundle"' EXIT
-for attempt in 1 2 3 4 5; do
-  if aws s3api get-object --region '{region}' --bucket '{bucket}' --key '{key}' "$bundle" > /dev/null; then break; fi
-  [ "$attempt" -lt 5 ] || fail "cannot fetch the node bundle s3://{bucket}/{key}"
-  sleep $((attempt * 3))
-done
-echo '{sha256}  '"$bundle" | sha256sum --check --status || fail "the node bundle does not match its SHA-256"
-python3 -m zipfile -e "$bundle" /opt/holdfast || fail "the node bundle cannot be unpacked"
-[ -f /opt/holdfast/install.sh ] || fail "the node bundle holds no install.sh: it is for local hosts only"
-rm -f "$bundle"  # the trap does not outlive exec
-exec bash /opt/holdfast/install.sh
-"""
+#: EC2 refuses more than 16 KiB of user data (EC2 user guide, "User data"); 2 KiB are left for what CloudFormation's
+#: resolved values have more than tokens: 15 names and ARNs. Only a predictor with an authority of its clients' comes
+#: near it.
+MAX_SCRIPT_BYTES = 14 << 10
+_SCRIPT = Path(__file__).with_name("user_data.sh")
+_CONSTANT = re.compile(r"@([A-Z0-9_]+)@")
 
 
 def node_user_data(config: NodeConfig) -> str:
@@ -47,14 +27,17 @@ def node_user_data(config: NodeConfig) -> str:
     """
     config.validate()
     config.bundle.validate()
-    script = _SCRIPT.format(
-        marker=CONFIG_MARKER,
-        config=config.to_json().decode(),
-        region=config.region,
-        bucket=config.bundle.bucket,
-        key=config.bundle.key,
-        sha256=config.bundle.sha256,
-    )
+    if config.wheelhouse is not None:
+        config.wheelhouse.validate()
+    constants = {
+        "CONFIG": config.to_json().decode(),
+        "REGION": config.region,
+        "ROLE": config.role.value,
+        "JOBS_BUCKET": config.jobs_bucket,
+        "LOG_GROUP": config.log_group,
+        "CONTROL": JobsBucket.CONTROL,
+    }
+    script = _CONSTANT.sub(lambda found: constants[found[1]], _SCRIPT.read_text())
     if len(script.encode()) > MAX_SCRIPT_BYTES:
         raise PropertyError(
             f"a node's user data must be at most {MAX_SCRIPT_BYTES} bytes, got {len(script.encode())}; "

@@ -1,11 +1,9 @@
-"""The guard knows one build of MXNet, and says so; and it has messages followed in the order of its checks."""
+"""The guard knows one build of MXNet, and says so."""
 
-import ctypes
-import signal
 from pathlib import Path
 
 import pytest
-from tests.node.engine.conftest import ROOT, run_node
+from tests.node.engine.conftest import ROOT
 
 from holdfast_node.engines.errors import EngineError
 from holdfast_node.engines.mxnet import native
@@ -22,23 +20,3 @@ def test_another_build_is_refused(tmp_path: Path) -> None:
     other.write_bytes(b"another build")
     with pytest.raises(EngineError, match=r"libmxnet\.so must have SHA-256 b4e7f881.*, got db45.*knows the"):
         native.require_known(other)
-
-
-def test_each_message_has_a_lower_priority_than_the_one_before_it() -> None:
-    line, found = native.Line(), []
-    for claimed in (0, 7, (1 << 31) - 1):
-        message = (ctypes.c_int32 * 36)(*[claimed] * 36)
-        line.join(ctypes.addressof(message))
-        assert [index for index, value in enumerate(message) if value != claimed] == [29]
-        found.append(message[29])  # the last of `Meta`'s 120 bytes
-    assert found == [(1 << 31) - 1 - index for index in range(3)]
-
-
-def test_a_process_ends_before_a_message_could_overtake_another() -> None:
-    done = run_node(
-        "import ctypes; from holdfast_node.engines.mxnet import native; line = native.Line(1)\n"
-        "message = (ctypes.c_int32 * 36)(); where = ctypes.addressof(message); line.join(where)\n"
-        "print(message[29], flush=True); line.join(where)"
-    )
-    assert (done.returncode, done.stdout) == (-signal.SIGABRT, f"{-(1 << 31)}\n")
-    assert "EngineError: a node takes 2^32 messages, and this was one more: it must start anew" in done.stderr
