@@ -67,6 +67,11 @@ def overlay_address(role: Role, rank: int) -> str:
     return f"127.77.{_OVERLAY_THIRD_OCTET[role]}.{1 if role is Role.SCHEDULER else 249 - rank}"
 
 
+#: From here comes, at the trainer, what a tunnel accepted at the role's own port, where no firewall tells peers apart
+#: (one machine without network namespaces): who it is, is its own word. Every other peer comes from its own address.
+UNPROVEN_OVERLAY = "127.77.255.1"
+
+
 #: Where tunnels accept: one port for each peer, to which only the node's firewall leads, by the peer's address
 #: (docs/adr/0011). Above Linux's ephemeral ports (32768-60999, net.ipv4.ip_local_port_range), so none can be taken
 #: by a connection that a node opens.

@@ -1,6 +1,17 @@
+from ipaddress import ip_address, ip_network
+
 import pytest
 
-from holdfast_node.contract.roles import DIALS, MAX_NODES_PER_ROLE, Role, node_name, overlay_address, spiffe_id
+from holdfast_node.contract.roles import (
+    DIALS,
+    MAX_NODES_PER_ROLE,
+    OVERLAY_NETWORK,
+    UNPROVEN_OVERLAY,
+    Role,
+    node_name,
+    overlay_address,
+    spiffe_id,
+)
 
 
 def test_address_strings_fall_as_ranks_rise_so_that_ps_lite_ranks_alike() -> None:
@@ -14,6 +25,12 @@ def test_overlay_addresses_of_all_roles_are_distinct() -> None:
     workers = {overlay_address(Role.WORKER, rank) for rank in range(MAX_NODES_PER_ROLE)}
     assert not servers & workers
     assert overlay_address(Role.SCHEDULER, 0) == "127.77.0.1" not in servers | workers
+
+
+def test_the_address_that_proves_nobody_is_in_the_overlay_and_nobody_s() -> None:
+    assert ip_address(UNPROVEN_OVERLAY) in ip_network(OVERLAY_NETWORK)
+    nodes = {overlay_address(role, rank) for role in (Role.SERVER, Role.WORKER) for rank in range(MAX_NODES_PER_ROLE)}
+    assert UNPROVEN_OVERLAY not in nodes | {overlay_address(Role.SCHEDULER, 0)}
 
 
 @pytest.mark.parametrize(("role", "rank"), [(Role.SCHEDULER, 1), (Role.WORKER, -1), (Role.WORKER, MAX_NODES_PER_ROLE)])
