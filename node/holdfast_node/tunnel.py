@@ -4,8 +4,9 @@ The trainer binds and dials only overlay addresses. stunnel accepts on the node'
 and forwards to the overlay; it accepts on the overlay addresses of the peers and carries what the trainer dials
 there to the peers' real addresses. Both directions check the peer's exact name, so a certificate of the right
 role from a node that is not in this job is refused. Inbound each peer has a service of its own, to which the firewall
-leads its address and no other: name and address hold together. With the tunnel gone nothing flows (docs/adr/0002,
-0011).
+leads its address and no other: name and address hold together. What that service accepted reaches the trainer from
+that peer's overlay address, so the trainer knows who speaks (docs/adr/0008). With the tunnel gone nothing flows
+(docs/adr/0002, 0011).
 
 Options: https://www.stunnel.org/static/stunnel.html (5.58 on Amazon Linux 2023 and later).
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from holdfast_node.contract.documents import Peer, Rendezvous
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.layout import NodePaths
-from holdfast_node.contract.roles import Role, node_name, peer_port
+from holdfast_node.contract.roles import UNPROVEN_OVERLAY, Role, node_name, peer_port
 
 # What stunnel logs at level 6 (info), each line with its connection's number in brackets: which service accepted it,
 # which expected name its certificate matched, and that the handshake succeeded.
@@ -75,6 +76,7 @@ def stunnel_config(*, cluster: str, me: Peer, rendezvous: Rendezvous, ports: dic
         "[in]",
         f"accept = {me.address}:{ports[me.role]}",
         f"connect = {me.overlay}:{ports[me.role]}",
+        f"local = {UNPROVEN_OVERLAY}",
         *(f"checkHost = {node_name(cluster, peer.role, peer.instance_id)}" for peer in peers),
     ]
     for peer in peers:
@@ -84,6 +86,7 @@ def stunnel_config(*, cluster: str, me: Peer, rendezvous: Rendezvous, ports: dic
             f"[from-{peer.role}-{peer.rank}]",
             f"accept = {me.address}:{peer_port(peer.role, peer.rank)}",
             f"connect = {me.overlay}:{ports[me.role]}",
+            f"local = {peer.overlay}",
             f"checkHost = {name}",
             "",
             f"[to-{peer.role}-{peer.rank}]",

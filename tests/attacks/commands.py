@@ -161,7 +161,7 @@ def _message(kind: type[Cluster], message: str) -> Outcome:
         trigger.touch()
         rogue.await_text("SENT")
         server = cluster.processes["server0"]
-        goes_on = _goes_on(job, server)
+        training = goes_on(job, server)
         status, refusals = server.popen.poll(), server.events("command_refused")
         if message not in _CONTROLS:  # the connection's end is what is looked for
             rogue.await_text("CLOSED")
@@ -176,12 +176,12 @@ def _message(kind: type[Cluster], message: str) -> Outcome:
         return succeeded(f"the server died of signal {-status}")
     if status:
         raise LabError(f"the server ended with status {status}, without having refused anything")
-    if not goes_on:
+    if not training:
         return succeeded("the other worker is not answered any more: the job hangs")
     return refused("the server ended the connection; the job goes on") if closed else unharmed("the job goes on")
 
 
-def _goes_on(job: Job, server: Process) -> bool:
+def goes_on(job: Job, server: Process) -> bool:
     """Return whether worker 0 makes twenty more steps; it has stopped when it makes none for a while."""
     wanted, made, since = len(job.steps()) + 20, 0, time.monotonic()
     while server.running and time.monotonic() < since + _SILENCE_SECONDS:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tests.attacks import artifacts, commands, enrolling, floods, joining, listening, node, predicting
+from tests.attacks import artifacts, claiming, commands, enrolling, floods, joining, listening, node, predicting
 from tests.attacks.commands import on_holdfast, on_vanilla
 from tests.attacks.model import Attack, Verdict
 
@@ -124,6 +124,26 @@ _IDENTITY = (
         vanilla=listening.impersonation_in_vanilla,
         holdfast=listening.impersonation_in_holdfast,
     ),
+)
+
+
+def _claim(name: str, title: str, what: str) -> Attack:
+    return Attack(
+        id=f"claims-{name}",
+        threat="T1",
+        title=f"an admitted worker passes for {title}",
+        against_vanilla=f"a worker's host {what}, before that node has connected",
+        against_holdfast="the same, through its own tunnel, as the trainer's user",
+        defence="a peer's connections have its own address behind the tunnel, and the guard holds them to it",
+        vanilla=claiming.claimed_in_vanilla(name),
+        holdfast=claiming.claimed_in_holdfast(name),
+    )
+
+
+_CLAIMS = (
+    _claim("worker", "another worker", "dials the server with worker 0's identity"),
+    _claim("server", "the server", "joins at the scheduler as a server"),
+    _claim("scheduler", "the scheduler", "dials the server with the scheduler's identity and a false list of nodes"),
 )
 
 _WIRE = (
@@ -358,6 +378,7 @@ _PREDICTIONS = (
 
 ATTACKS: tuple[Attack, ...] = (
     *_IDENTITY,
+    *_CLAIMS,
     *_WIRE,
     *_COMMANDS,
     *_CRASHES,

@@ -19,7 +19,7 @@ import pytest
 from holdfast_node.contract.documents import Peer, Rendezvous
 from holdfast_node.contract.errors import DocumentError, HoldfastError
 from holdfast_node.contract.layout import NodePaths
-from holdfast_node.contract.roles import Role, node_name, peer_port
+from holdfast_node.contract.roles import UNPROVEN_OVERLAY, Role, node_name, peer_port
 from holdfast_node.listeners import await_listener, require_free
 from holdfast_node.tunnel import accepted_peers, listeners, stunnel_config, write_private
 
@@ -75,7 +75,8 @@ def echo(address: str, port: int) -> Iterator[None]:
         def answer(connection: socket.socket) -> None:
             with connection, contextlib.suppress(OSError):
                 while heard := connection.recv(100):
-                    connection.sendall(b"echo:" + heard)
+                    said = connection.getpeername()[0].encode() if heard == b"who" else heard
+                    connection.sendall(b"echo:" + said)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -125,13 +126,14 @@ def dial(
     port: int = WORKER_PORT,
     version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     certificate: bool = True,
+    what: bytes = b"hello",
 ) -> bytes:
-    """Dial the server, by default where it accepts the worker; return what its trainer answers."""
+    """Dial the server, by default where it accepts the worker; return what its trainer answers ("who": to whom)."""
     with (
         contextlib.suppress(OSError),
         connected(directory, port, version=version, certificate=certificate) as connection,
     ):
-        connection.sendall(b"hello")
+        connection.sendall(what)
         return connection.recv(100)
     return b""
 
@@ -159,6 +161,14 @@ def test_a_host_without_a_firewall_accepts_listed_peers_at_the_role_s_port(
     authority.issue(tmp_path / "w", Role.WORKER, WORKER.instance_id)
     assert dial(tmp_path / "w", port=PORTS[Role.SERVER]) == b"echo:hello"
     assert accepted_peers(server.read_text()) == {"i-00000003.worker.demo.holdfast": 1}
+
+
+def test_the_trainer_learns_who_speaks_only_from_the_service_that_accepts_nobody_else(
+    server: Path, authority: Any, tmp_path: Path
+) -> None:
+    authority.issue(tmp_path / "w", Role.WORKER, WORKER.instance_id)
+    assert dial(tmp_path / "w", what=b"who") == b"echo:" + WORKER.overlay.encode()
+    assert dial(tmp_path / "w", port=PORTS[Role.SERVER], what=b"who") == b"echo:" + UNPROVEN_OVERLAY.encode()
 
 
 UNKNOWN = "CERT: Subject checks failed"

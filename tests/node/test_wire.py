@@ -16,7 +16,7 @@ from holdfast_node.contract.roles import Role, node_name, peer_port
 from holdfast_node.firewall import PEER_CONNECTIONS, PEER_HANDSHAKES_PER_SECOND
 from holdfast_node.tunnel import accepted_peers
 
-# A trainer stand-in on the server's overlay address that answers what it is told, on every connection.
+# A trainer stand-in on the server's overlay address that answers what it is told, on every connection, and "who" asks.
 ECHO = """
 import selectors, socket, sys
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=1000)
@@ -29,6 +29,7 @@ while True:
             continue
         try: heard = key.fileobj.recv(65536)
         except OSError: heard = b""
+        if heard == b"who": heard = key.fileobj.getpeername()[0].encode()
         if heard: key.fileobj.sendall(b"echo:" + heard)
         else: watch.unregister(key.fileobj); key.fileobj.close()
 """
@@ -73,10 +74,10 @@ class Wire:
         context.load_cert_chain(tls / "cert.pem", tls / "key.pem")
         return context
 
-    def ask(self, source: str, certificate: str) -> bytes:
+    def ask(self, source: str, certificate: str, what: bytes = b"hello") -> bytes:
         """What the server's trainer answers; nothing if the connection is cut."""
         with contextlib.suppress(ConnectionError, ssl.SSLError), self.dial(source, certificate) as connection:
-            connection.sendall(b"hello")
+            connection.sendall(what)
             return connection.recv(100)
         return b""
 
@@ -106,6 +107,11 @@ def wire() -> Iterator[Wire]:
 @pytest.mark.parametrize("worker", ["worker0", "worker1"])
 def test_a_peer_reaches_the_trainer_from_its_own_address(wire: Wire, worker: str) -> None:
     assert wire.ask(worker, worker) == b"echo:hello"
+
+
+@pytest.mark.parametrize("worker", ["worker0", "worker1"])
+def test_the_trainer_sees_by_the_address_of_a_connection_whose_certificate_it_has(wire: Wire, worker: str) -> None:
+    assert wire.ask(worker, worker, b"who").decode() == "echo:" + wire.cluster.peers[worker].overlay
 
 
 def test_a_stolen_certificate_is_refused_at_another_peer_s_address(wire: Wire) -> None:

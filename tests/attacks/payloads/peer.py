@@ -56,10 +56,10 @@ def lengths(*values: int) -> bytes:
 
 
 class Peer:
-    """One connection to a node of a job, with an identity of the peer's choice."""
+    """One connection to a node of a job, with an identity of the peer's choice, from `source`, its own address."""
 
-    def __init__(self, host: str, port: int, identity: bytes = b"", timeout: float = 10) -> None:
-        self.socket = socket.create_connection((host, port), timeout=timeout)
+    def __init__(self, host: str, port: int, identity: bytes = b"", timeout: float = 10, source: str = "") -> None:
+        self.socket = socket.create_connection((host, port), timeout=timeout, source_address=(source, 0))
         try:
             self._greet(identity)
         except OSError:
@@ -114,11 +114,12 @@ class Peer:
         return data
 
 
-def _once_it_listens(address: tuple[str, int], timeout: float = 60) -> Peer:
+def once_it_listens(address: tuple[str, int], source: str, timeout: float = 60, identity: bytes = b"") -> Peer:
+    """Return a connection to a node that may not have started."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return Peer(*address)
+            return Peer(*address, identity, source=source)
         except OSError:
             if time.monotonic() > deadline:
                 raise
@@ -129,12 +130,12 @@ class RogueWorker:
     """A worker of the job made by hand: it joins as MXNet's would, and then sends what it likes."""
 
     def __init__(self, scheduler: tuple[str, int], own: tuple[str, int], rank: int) -> None:
-        self.identity = b"ps%d" % (9 + 2 * rank)
+        self.identity, self._source = b"ps%d" % (9 + 2 * rank), own[0]
         listener = socket.create_server(own)
         listener.settimeout(60)
         self._open: list[Peer | socket.socket] = [listener]
         entry = node(role=1, hostname=own[0].encode(), port=own[1], is_recovery=0, customer_id=0)
-        joining = _once_it_listens(scheduler)
+        joining = once_it_listens(scheduler, own[0])
         self._open.append(joining)
         joining.send(meta(control=control(ADD_NODE, entry)))
         self._open.append(listener.accept()[0])  # the scheduler has everybody, and tells them
@@ -144,7 +145,7 @@ class RogueWorker:
 
     def dial(self, address: tuple[str, int]) -> Peer:
         """Return a connection with this worker's own identity."""
-        self._open.append(Peer(*address, self.identity))
+        self._open.append(Peer(*address, self.identity, source=self._source))
         return self._open[-1]
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import socket
 import struct
 import sys
 import time
@@ -228,7 +229,7 @@ def test_a_second_connection_as_a_connected_worker_is_ignored_and_its_huge_frame
     waiting: tuple[Any, Any],
 ) -> None:
     for job in waiting:
-        second = attacker.Peer(*address(job, "server0"), b"ps9", timeout=5)
+        second = attacker.Peer(*address(job, "server0"), b"ps9", timeout=5, source=address(job, "worker0")[0])
         try:
             second.send(attacker.meta(control=attacker.control(attacker.TERMINATE)))
             second.send_raw(attacker.HUGE_FRAME)
@@ -253,15 +254,88 @@ def test_another_way_to_write_a_workers_identity_passes_for_it_on_vanilla_and_is
     vanilla, guarded = waiting
     peers = []
     for job in waiting:
-        alias = attacker.Peer(*address(job, "server0"), b"ps09")
+        alias = attacker.Peer(*address(job, "server0"), b"ps09", source=address(job, "worker0")[0])
         peers.append(alias)
         gradient = struct.pack("=4f", *[5.0] * 4)
         alias.send(attacker.meta(head=0, push=1, **REQUEST), attacker.keys(0), gradient, attacker.lengths(16))
     try:
         assert_refused(
-            guarded, "server0", "a peer without an identity", "a connection must carry the identity of a node"
+            guarded, "server0", "worker 0", "must carry the identity of worker 0, whose address it comes from, got b'ps"
         )
         vanilla.wait_for("worker0", "HELD [-6.0, -6.0, -6.0, -6.0]", timeout=30)  # -1 by its own gradient
     finally:
         for peer in peers:
             peer.close()
+
+
+CLAIMED = "a connection must carry the identity of worker 1, whose address it comes from, got "
+#: Whom worker 1 dials, under which identity, and what the guard says.
+CLAIMS = {
+    "worker 0, at a server": ("server0", b"ps9", CLAIMED + "b'ps9' (worker 0)"),
+    "the scheduler, at a server": ("server0", b"ps1", CLAIMED + "b'ps1' (the scheduler)"),
+    "the server itself": ("server0", b"ps8", CLAIMED + "b'ps8' (server 0)"),
+    "worker 0, at the scheduler": ("scheduler0", b"ps9", CLAIMED + "b'ps9' (worker 0)"),
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_a_worker_that_claims_another_node_s_identity_before_that_node_connects_is_named(
+    cluster: MakeCluster, case: str
+) -> None:
+    name, identity, reason = CLAIMS[case]
+    job = cluster(script=WAITING, servers=1)
+    job.start("scheduler0", "server0")
+    source = address(job, "worker1")[0]
+    claims = attacker.once_it_listens(address(job, name), source, identity=identity)
+    try:
+        assert_refused(job, name, "worker 1", reason)
+    finally:
+        claims.close()
+
+
+@pytest.mark.parametrize(("role", "name"), [(0, "server0"), (1, "worker0")], ids=["server", "worker"])
+def test_a_worker_that_joins_as_another_node_is_named(cluster: MakeCluster, role: int, name: str) -> None:
+    job = cluster(script=WAITING, servers=1)
+    job.start("scheduler0")
+    (host, port), source = address(job, name), address(job, "worker1")[0]
+    joins = attacker.once_it_listens(address(job, "scheduler0"), source)
+    try:
+        entry = attacker.node(role=role, hostname=host.encode(), port=port, is_recovery=0, customer_id=0)
+        joins.send(attacker.meta(control=attacker.control(attacker.ADD_NODE, entry)))
+        reason = f"a node must join from its own address, got {host} from '{source}'"
+        assert_refused(job, "scheduler0", "worker 1", reason)
+    finally:
+        joins.close()
+
+
+def test_a_connection_from_no_node_s_address_is_refused(cluster: MakeCluster) -> None:
+    job = cluster(script=WAITING, servers=1)
+    job.start("scheduler0")
+    stranger = attacker.once_it_listens(address(job, "scheduler0"), "127.0.0.1")
+    try:
+        reason = "a connection must come from a node that dials this one, got '127.0.0.1'"
+        assert_refused(job, "scheduler0", "a peer without an identity", reason)
+    finally:
+        stranger.close()
+
+
+#: Greetings of the protocols that give an identity without a handshake (rfc.zeromq.org/spec/13 and 15), as worker 0.
+OLD_PROTOCOLS = {
+    "ZMTP 1.0": b"\x04\x00ps9",
+    "ZMTP 2.0": b"\xff" + bytes(8) + b"\x7f\x01\x05\x00\x03ps9",
+}
+
+
+@pytest.mark.parametrize("greeting", OLD_PROTOCOLS.values(), ids=OLD_PROTOCOLS)
+def test_a_protocol_in_which_nobody_is_asked_who_he_is_ends_its_connection(
+    waiting: tuple[Any, Any], greeting: bytes
+) -> None:
+    _, guarded = waiting
+    source = (address(guarded, "worker0")[0], 0)
+    with socket.create_connection(address(guarded, "server0"), timeout=10, source_address=source) as old:
+        old.sendall(greeting)
+        with contextlib.suppress(ConnectionError):
+            while old.recv(100):
+                pass
+    go_on(guarded)
+    assert set(guarded.wait(timeout=60).values()) == {0}, guarded.logs()

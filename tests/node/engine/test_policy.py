@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast_node.contract.roles import Role, overlay_address
+from holdfast_node.contract.roles import UNPROVEN_OVERLAY, Role, overlay_address
 from holdfast_node.engines.errors import RefusedError
 from holdfast_node.engines.mxnet import messages, policy
 from holdfast_node.engines.mxnet.messages import (
@@ -218,8 +218,8 @@ def test_a_server_takes_the_list_of_nodes_from_the_scheduler_and_only_the_jobs_o
 
 
 def joining(role: Role = Role.WORKER, rank: int = 0, **changes: object) -> Message:
-    entry = Node(role, ANONYMOUS, overlay_address(role, rank), 1)
-    return Message(ANONYMOUS, control=ADD_NODE, nodes=(replace(entry, **changes),))
+    entry = replace(Node(role, ANONYMOUS, overlay_address(role, rank), 1), **changes)
+    return Message(ANONYMOUS, control=ADD_NODE, nodes=(entry,), origin=entry.host)
 
 
 def scheduler() -> policy.Scheduler:
@@ -240,6 +240,15 @@ def scheduler() -> policy.Scheduler:
         (joining(host="10.0.0.9"), "a worker must join from its overlay address, got '10.0.0.9'"),
         (joining(rank=5), "a worker must join from its overlay address"),
         (joining(), "127.77.2.249 has joined already"),
+        (
+            replace(joining(rank=1), origin=overlay_address(Role.WORKER, 0)),
+            "a node must join from its own address, got 127.77.2.248 from '127.77.2.249'",
+        ),
+        (
+            replace(joining(role=Role.SERVER), origin=overlay_address(Role.WORKER, 1)),
+            "a node must join from its own address, got 127.77.1.249 from '127.77.2.248'",
+        ),
+        (replace(joining(rank=1), origin=""), "a node must join from its own address, got 127.77.2.248 from ''"),
         (replace(joining(rank=1), sender=WORKER_0), "a node must join before it has an id, and name only itself"),
         (replace(joining(rank=1), nodes=()), "a node must join before it has an id, and name only itself"),
         (Message(WORKER_0, control=BARRIER, group=7), "control message 3 must come from a node of the job that has"),
@@ -250,6 +259,10 @@ def test_a_scheduler_lets_only_the_jobs_nodes_join(message: Message, reason: str
     made.check(joining())
     with pytest.raises(RefusedError, match=re.escape(reason)):
         made.check(message)
+
+
+def test_a_node_may_join_from_a_host_that_has_no_firewall_to_prove_its_address() -> None:
+    policy.Scheduler(**SIZES).check(replace(joining(), origin=UNPROVEN_OVERLAY))
 
 
 def named(sender: int, *nodes: tuple[int, str], control: int = HEARTBEAT) -> Message:
@@ -312,15 +325,3 @@ def test_a_worker_takes_new_nodes_from_the_scheduler_once() -> None:
     made.check(JOB_FORMED)
     with pytest.raises(RefusedError, match="no node may be added to a job that has formed"):
         made.check(JOB_FORMED)
-
-
-@pytest.mark.parametrize("identity", [b"ps09", b"ps4294967305", b"ps8", b"ps9 ", b"", b"\0abcd", b"ps", b"server"])
-def test_an_identity_must_be_the_one_way_to_write_a_dialling_nodes_id(identity: bytes) -> None:
-    allowed = frozenset({1, 9, 11})
-    policy.check_identity(b"ps9", allowed, anonymous=False)
-    with pytest.raises(RefusedError, match="must carry the identity of a node that dials this one, got b"):
-        policy.check_identity(identity, allowed, anonymous=False)
-
-
-def test_only_a_scheduler_admits_peers_without_an_identity() -> None:
-    policy.check_identity(b"\0abcd", frozenset({1}), anonymous=True)

@@ -17,6 +17,7 @@ from holdfast_node.contract.statuses import EXIT_REFUSED
 from holdfast_node.engines.errors import EngineError
 from holdfast_node.engines.mxnet import events, messages, native, policy
 from holdfast_node.engines.mxnet.messages import Message
+from holdfast_node.engines.mxnet.peers import Peers
 
 _ending = threading.Lock()
 
@@ -35,9 +36,6 @@ class Guard:
         self._authors: dict[str, set[str]] = {}
         self._cause = ""
         self.server: policy.Server | None = None
-        peers = frozenset(
-            node_id for node_id in messages.members(servers, workers) if _role(node_id) is not role or node_id == own
-        )
         message, add_node = None, None
         if role is Role.WORKER:
             add_node = policy.Worker(servers, workers).check
@@ -47,10 +45,11 @@ class Guard:
             self.server = policy.Server((own - messages.server_id(0)) // 2, servers, workers)
             message = self._check_server
         hooks = native.Hooks(
-            identity=lambda identity: policy.check_identity(identity, peers, role is Role.SCHEDULER),
+            peers=Peers(own, servers, workers),
             refuse=refuse,
             message=message,
             add_node=add_node,
+            origins=role is Role.SCHEDULER,
         )
         self._interposer = native.Interposer(library, Path(library._name), hooks)
 
@@ -82,7 +81,7 @@ class Guard:
     def _own_id(role: Role, servers: int, workers: int) -> int:
         host = os.environ["DMLC_NODE_HOST"]
         for node_id, address in messages.members(servers, workers).items():
-            if address == host and _role(node_id) is role:
+            if address == host and messages.role_of(node_id) is role:
                 return node_id
         raise EngineError(
             f"DMLC_NODE_HOST must be the overlay address of one of the job's {servers} servers and {workers} workers "
@@ -102,8 +101,3 @@ def _end(cause: str) -> NoReturn:
     sys.stderr.flush()
     os.write(2, f"\nRefusedError: {' '.join(cause.split())[:250]}\n".encode())
     os._exit(EXIT_REFUSED)
-
-
-def _role(node_id: int) -> Role | None:
-    found = messages.seat(node_id)
-    return found[0] if found else None

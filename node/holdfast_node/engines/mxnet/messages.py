@@ -50,7 +50,8 @@ class Node:
 class Message:
     """One message, as `Van::RecvMsg` returns it; `arrays` has address and size in bytes of every data frame.
 
-    `read` returns the bytes of a frame: copying gradients only to look at their sizes would cost too much.
+    `read` returns the bytes of a frame: copying gradients only to look at their sizes would cost too much. `origin` is
+    the address from which it came, where the guard asks for it (the scheduler).
     """
 
     sender: int
@@ -67,6 +68,7 @@ class Message:
     group: int = 0
     arrays: tuple[tuple[int, int], ...] = ()
     read: Callable[[int, int], bytes] = ctypes.string_at
+    origin: str = ""
 
 
 class MalformedError(Exception):
@@ -90,6 +92,12 @@ def seat(node_id: int) -> tuple[Role, int] | None:
     if 8 <= node_id < ANONYMOUS:
         return (Role.WORKER if node_id % 2 else Role.SERVER), (node_id - 8) // 2
     return None
+
+
+def role_of(node_id: int) -> Role | None:
+    """Return the role of a ps-lite id, or None where it is no node's."""
+    found = seat(node_id)
+    return found[0] if found else None
 
 
 def describe(node_id: int) -> str:

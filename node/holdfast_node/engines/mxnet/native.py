@@ -2,8 +2,8 @@
 
 Only command 0 reaches Python; the others, data, and ps-lite's own control messages are followed in C++. Their one
 way in is `ps::ZMQVan::RecvMsg`, a virtual function: its slot in the class's table is pointed at a Python function
-that calls the original and looks at what it returns. Slots of libmxnet.so's global offset table lead ZeroMQ's
-`zmq_bind` and `router_t::identify_peer` the same way. All of this depends on one build, which is pinned.
+that calls the original and looks at what it returns. Slots of libmxnet.so's global offset table lead a few of
+ZeroMQ's functions the same way: each runs once per connection. All of this depends on one build, which is pinned.
 """
 
 import ctypes
@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from holdfast_node.engines.errors import EngineError, RefusedError
 from holdfast_node.engines.mxnet import messages
 from holdfast_node.engines.mxnet.messages import Message
+from holdfast_node.engines.mxnet.peers import Peers
 
 #: Where the pinned build keeps the addresses of functions, from its load address (`readelf -rW libmxnet.so`).
 _SLOTS = {
@@ -26,15 +27,21 @@ _SLOTS = {
         "_ZN2ps6ZMQVan7RecvMsgEPNS_7MessageE": 0x9463540,  # in the table of ps::ZMQVan
         "_ZN2ps3Van9ReceivingEv": 0x9475530,
         "_ZN2ps3Van21ProcessAddNodeCommandEPNS_7MessageEPNS_4MetaES4_": 0x9486F90,
-        "_ZN3zmq8router_t13identify_peerEPNS_6pipe_tE": 0x948CA18,
+        "_ZN3zmq11mechanism_t13peer_identityEPNS_5msg_tE": 0x94A5328,
         "zmq_bind": 0x948E220,
+        "zmq_connect": 0x94B7150,
+        "zmq_msg_recv": 0x949A438,
     }
 }
-_RECEIVE, _LOOP, _ADD_NODE, _IDENTIFY, _BIND = next(iter(_SLOTS.values()))
-_GET_IDENTITY = "_ZN3zmq6pipe_t12get_identityEv"
+_RECEIVE, _LOOP, _ADD_NODE, _PEER, _BIND, _CONNECT, _FRAME = next(iter(_SLOTS.values()))
+#: `mechanism_t::identity` and `null_mechanism_t::peer_address`, strings, as the latter's constructor places them.
+_IDENTITY_AT, _ADDRESS_AT = 0x350, 0x370
 #: zmq.h: frames above this size end their connection. Lengths in ps-lite are C ints. Without a limit, libzmq 4.2.2
 #: writes beyond a buffer for a frame that says 2^64-1 bytes (CVE-2019-6250).
 _ZMQ_MAXMSGSIZE = 22
+#: zmq.h: libzmq 4.2.2 ends connections of the protocols before ZMTP 3.0 (which give an identity without a handshake)
+#: on a socket with a domain for authentication (`stream_engine_t::handshake`). Nobody answers there: nothing is asked.
+_ZMQ_ZAP_DOMAIN = 55
 MAX_FRAME_BYTES = (1 << 31) - 1
 _PAGE = os.sysconf("SC_PAGESIZE")
 _READ, _WRITE = 1, 2  # PROT_READ, PROT_WRITE in sys/mman.h
@@ -45,19 +52,23 @@ _SOURCE = re.compile(r"^\[[0-9:]{8}\] \S+: ")
 
 #: Raises RefusedError, or returns whether every later message with the same fingerprint may pass too.
 Check = Callable[[Message], bool]
-CheckIdentity = Callable[[bytes], None]
 #: Called with the reason, the sender's ps-lite id and facts for the log; it ends the process.
 Refuse = Callable[..., NoReturn]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What looks at a process's traffic, and what ends it."""
+    """What looks at a process's traffic, and what ends it.
 
-    identity: CheckIdentity
+    With `origins`, a message knows the address that it came from. That costs a call per frame: for the scheduler, which
+    nodes tell who they are before they have an identity.
+    """
+
+    peers: Peers
     refuse: Refuse
     message: Check | None = None
     add_node: Check | None = None
+    origins: bool = False
 
 
 #: Fingerprints that are kept: 16 workers' pushes and pulls of 1,500 keys, in some 20 MB.
@@ -93,11 +104,18 @@ class Interposer:
         """
         self._hooks, self._library = hooks, library
         self._slots = require_known(path)
-        self._receiver, self._receiving = 0, 0
+        self._receiver, self._receiving, self._origin = 0, 0, ""
         self._passed: set[messages.Fingerprint] = set()
         self._base = _mapping(lambda start, _, name: name == str(path))[0]
         self._bind = self._replace(_BIND, self._on_bind, ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
-        self._identify = self._replace(_IDENTIFY, self._on_peer, ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+        self._connect = self._replace(_CONNECT, self._on_connect, ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
+        self._introduced = self._replace(_PEER, self._on_peer, None, ctypes.c_void_p, ctypes.c_void_p)
+        if hooks.origins:
+            kinds = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+            self._frame = self._replace(_FRAME, self._on_frame, *kinds)
+            self._property = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_char_p)(
+                _address(library, "zmq_msg_gets")
+            )
         if hooks.message is not None:
             self._receive = self._replace(_RECEIVE, self._on_message, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
             self._loop = self._replace(_LOOP, self._on_loop, None, ctypes.c_void_p)
@@ -108,7 +126,8 @@ class Interposer:
 
     def _replace(self, symbol: str, function: Callable[..., Any], result: Any, *arguments: Any) -> Any:
         """Point a slot at `function`; return the original."""
-        kind = ctypes.CFUNCTYPE(result, *arguments)
+        # Who asks for a frame reads errno when there is none.
+        kind = ctypes.CFUNCTYPE(result, *arguments, use_errno=symbol == _FRAME)
         original = _address(self._library, symbol)
         slot = self._base + self._slots[symbol]
         held = ctypes.c_void_p.from_address(slot)
@@ -124,26 +143,39 @@ class Interposer:
         return value is not None and self._base <= value < self._base + min(self._slots.values())
 
     def _on_bind(self, receiver: int, endpoint: bytes) -> int:
-        limit = ctypes.c_int64(MAX_FRAME_BYTES)
-        self._library.zmq_setsockopt(
-            ctypes.c_void_p(receiver), _ZMQ_MAXMSGSIZE, ctypes.byref(limit), ctypes.c_size_t(ctypes.sizeof(limit))
-        )
+        domain = b"holdfast"
+        self._set(receiver, _ZMQ_MAXMSGSIZE, ctypes.c_int64(MAX_FRAME_BYTES))
+        self._set(receiver, _ZMQ_ZAP_DOMAIN, ctypes.create_string_buffer(domain, len(domain)))
         return int(self._bind(receiver, endpoint))
 
-    def _on_peer(self, router: int, pipe: int) -> bool:
+    def _set(self, receiver: int, option: int, value: Any) -> None:
+        size = ctypes.c_size_t(ctypes.sizeof(value))
+        if self._library.zmq_setsockopt(ctypes.c_void_p(receiver), option, ctypes.byref(value), size):
+            self._hooks.refuse(f"the guard failed: ZeroMQ does not take its option {option}", messages.ANONYMOUS)
+
+    def _on_connect(self, sender: int, endpoint: bytes) -> int:
+        """Connect from this node's overlay address, as its peers' tunnels do in their nodes (zmq_tcp(7))."""
+        kind, _, rest = endpoint.partition(b"://")
+        return int(self._connect(sender, b"%s://%s:0;%s" % (kind, self._hooks.peers.own.encode(), rest)))
+
+    def _on_peer(self, mechanism: int, message: int) -> None:
+        """Judge a connection that has introduced itself, in ZeroMQ's own thread, before any message of it is read."""
+        self._introduced(mechanism, message)
+        peers, sender = self._hooks.peers, messages.ANONYMOUS
         try:
-            if not self._identify(router, pipe):
-                return False  # nothing said yet, or a second connection with an identity that is connected
-            held = ctypes.c_void_p()
-            self._library[_GET_IDENTITY](ctypes.byref(held), ctypes.c_void_p(pipe))
-            identity = messages.text(held.value or 0)
-            try:
-                self._hooks.identity(identity)
-            except RefusedError as error:
-                self._hooks.refuse(str(error), messages.ANONYMOUS)
+            identity, address = (messages.text(_pointer(mechanism + at)) for at in (_IDENTITY_AT, _ADDRESS_AT))
+            sender = peers.at(address.decode("ascii", "replace"))
+            peers.check(identity, address.decode("ascii", "replace"))
+        except RefusedError as error:
+            self._hooks.refuse(str(error), sender)
         except BaseException as error:  # ctypes would drop it
-            self._hooks.refuse(f"the guard failed: {type(error).__name__}: {error}", messages.ANONYMOUS)
-        return True
+            self._hooks.refuse(f"the guard failed: {type(error).__name__}: {error}", sender)
+
+    def _on_frame(self, frame: int, receiver: int, flags: int) -> int:
+        size = int(self._frame(frame, receiver, flags))
+        if size >= 0:
+            self._origin = (self._property(frame, b"Peer-Address") or b"").decode("ascii", "replace")
+        return size
 
     def _on_loop(self, van: int) -> None:
         """Be a Python function around the receiver.
@@ -173,8 +205,9 @@ class Interposer:
             return
         sender, facts = messages.ANONYMOUS, {}
         try:
-            sender = messages.sender_of(address)
+            sender = self._sender_of(address)
             message = messages.read_message(address)
+            message.origin = self._origin
             facts = {"head": message.head, "control": message.control, "size": len(message.body)}
             if check(message) and fingerprint is not None and len(self._passed) < _MAX_PASSED:
                 self._passed.add(fingerprint)
@@ -182,6 +215,11 @@ class Interposer:
             self._hooks.refuse(str(error), sender, **facts)
         except BaseException as error:  # ctypes would drop it, and the message would be followed
             self._hooks.refuse(f"the guard failed: {type(error).__name__}: {error}", sender)
+
+    def _sender_of(self, address: int) -> int:
+        """Return the sender of a message; one without an identity yet is known by where it comes from."""
+        sender = messages.sender_of(address)
+        return self._hooks.peers.at(self._origin) if sender == messages.ANONYMOUS else sender
 
     def _end_loudly(self) -> None:
         """Say who sent what ps-lite cannot even read: it throws an error that nobody catches."""
@@ -195,11 +233,15 @@ class Interposer:
         if not self._receiving or threading.get_ident() != self._receiver:
             os.write(2, f"\nMXNetError: {' '.join(reason.split())[:300]}\n".encode())
             os.abort()  # as without the guard: the agent takes it for a crash, which another start may mend
-        self._hooks.refuse(f"a message was not ps-lite's: {reason}", messages.sender_of(self._receiving))
+        self._hooks.refuse(f"a message was not ps-lite's: {reason}", self._sender_of(self._receiving))
 
 
 def _address(library: Any, symbol: str) -> int:
     return ctypes.cast(library[symbol], ctypes.c_void_p).value or 0
+
+
+def _pointer(address: int) -> int:
+    return ctypes.c_void_p.from_address(address).value or 0
 
 
 def _mapping(wanted: Callable[[int, int, str], bool]) -> tuple[int, str]:

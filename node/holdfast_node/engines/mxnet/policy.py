@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 
-from holdfast_node.contract.roles import Role, overlay_address
+from holdfast_node.contract.roles import UNPROVEN_OVERLAY, Role, overlay_address
 from holdfast_node.engines.errors import RefusedError
 from holdfast_node.engines.mxnet import messages
 from holdfast_node.engines.mxnet.messages import ANONYMOUS, SCHEDULER_ID, Message
@@ -175,6 +175,8 @@ class Scheduler:
         places = {overlay_address(node.role, rank) for rank in range(self._count(node.role))}
         if node.host not in places:
             raise RefusedError(f"a {node.role} must join from its overlay address, got {node.host[:80]!r}")
+        if message.origin not in (node.host, UNPROVEN_OVERLAY):
+            raise RefusedError(f"a node must join from its own address, got {node.host} from {message.origin[:40]!r}")
         if node.host in self.joined:
             raise RefusedError(f"{node.host} has joined already")
         self.joined.add(node.host)
@@ -215,21 +217,6 @@ class Worker:
 
 #: KVStores that one worker may have open: each is a customer of ps-lite with its own id.
 MAX_STORES = 64
-
-
-def check_identity(identity: bytes, allowed: frozenset[int], anonymous: bool) -> None:
-    """Return if a connection may have this ZeroMQ identity.
-
-    ps-lite reads "ps09" and "ps4294967305" as 9 too (`ZMQVan::GetNodeID`), and ZeroMQ refuses only a second
-    connection with the very same identity: without this check a peer could pass as another that is connected.
-
-    Raises:
-        RefusedError: it is not the one way to write the id of a node that dials this one.
-    """
-    if anonymous and identity[:1] == b"\0":  # made up by ZeroMQ for a peer that gave none
-        return
-    if identity not in {b"ps%d" % node_id for node_id in allowed}:
-        raise RefusedError(f"a connection must carry the identity of a node that dials this one, got {identity[:40]!r}")
 
 
 def _check_member(message: Message, own_id: int, job: Server | Worker, formed: bool) -> bool:
