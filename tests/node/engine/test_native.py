@@ -1,6 +1,7 @@
-"""The guard knows one build of MXNet, and says so."""
+"""The guard knows one build of MXNet, and says so; and looks at every message that this build goes on with."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.node.engine.conftest import ROOT
@@ -20,3 +21,13 @@ def test_another_build_is_refused(tmp_path: Path) -> None:
     other.write_bytes(b"another build")
     with pytest.raises(EngineError, match=r"libmxnet\.so must have SHA-256 b4e7f881.*, got db45.*knows the"):
         native.require_known(other)
+
+
+@pytest.mark.parametrize("size", [0, 40, -(1 << 31), -2], ids=["nothing", "a few bytes", "2 GiB", "almost 4 GiB"])
+def test_a_message_of_any_size_is_judged(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+    guard = native.Interposer.__new__(native.Interposer)
+    guard._hooks = SimpleNamespace(message=lambda _: False)
+    guard._receive = lambda van, address: size  # ps-lite adds the sizes of the frames up in a C int
+    monkeypatch.setattr(native.Interposer, "_look", lambda self, address, check: judged.append(address))
+    assert (guard._on_message(1, 2), judged) == (size, [2])

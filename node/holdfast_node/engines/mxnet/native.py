@@ -190,7 +190,8 @@ class Interposer:
         self._receiving = address
         size: int = self._receive(van, address)
         self._receiving = 0
-        if size >= 0 and self._hooks.message is not None:
+        # The sum of the frames is a C int, so from 2 GiB on it is negative; at -1 ps-lite aborts.
+        if size != -1 and self._hooks.message is not None:
             self._look(address, self._hooks.message)
         return size
 
