@@ -32,6 +32,12 @@ NodeRole = Role | Serving
 #: Every role that the enrolment function gives a certificate for.
 NODE_ROLES: tuple[NodeRole, ...] = (*Role, *Serving)
 
+
+def group_name(cluster: str, role: NodeRole) -> str:
+    """Return the name of the Auto Scaling group that a role's nodes belong to."""
+    return f"{cluster}-{role}"
+
+
 #: Where a predictor listens; free in the IANA registry's user range, like the trainer's ports below.
 PREDICTOR_PORT = 9094
 DEFAULT_PORTS: dict[Role, int] = {Role.SCHEDULER: 9091, Role.SERVER: 9092, Role.WORKER: 9093}
