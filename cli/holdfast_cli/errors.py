@@ -7,6 +7,7 @@ holdfast_node.contract.errors.HoldfastError
     ├── SubmitError      the job cannot be submitted; nothing was started
     │   └── PackError    the job's directory cannot be packed
     ├── RevocationError  the instance cannot be revoked; nothing was written
+    │   └── NoMember     it is none of the cluster's, or nobody can tell; its denial was written
     ├── NotFoundError    no such job, log or model
     └── JobFailed        exit 3: the job that was waited for did not succeed
 
@@ -42,6 +43,10 @@ class PackError(SubmitError):
 
 class RevocationError(CliError):
     """The instance cannot be revoked; nothing was written."""
+
+
+class NoMember(RevocationError):  # noqa: N818
+    """The instance is none of the cluster's, or nobody can tell; its denial was written all the same."""
 
 
 class NotFoundError(CliError):

@@ -244,7 +244,8 @@ def revoke(options: Options, instance: str | None, reason: str, list_all: bool) 
     """Cut INSTANCE_ID off from the cluster, for ever.
 
     It gets no certificate any more, at once; within a minute its peers end their connections to it, and the job goes on
-    without it or fails. The instance itself is not stopped. There is no way back: replace the instance.
+    without it or fails. The instance itself is not stopped. There is no way back: replace the instance. An id that no
+    instance of the cluster has is denied too, and said to be none with exit code 1.
     """
     from holdfast_cli import revocation
     from holdfast_cli.views import show_revocation, show_revocations
@@ -260,6 +261,8 @@ def revoke(options: Options, instance: str | None, reason: str, list_all: bool) 
         return
     denial = revocation.check(instance, reason)  # before the cluster is looked up: it needs no AWS
     done = revocation.revoke(options.cluster, denial)
+    if done.new:
+        revocation.require_member(options.cluster, instance)
     if options.json:
         print_json(done.to_dict())
     else:

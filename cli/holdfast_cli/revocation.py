@@ -11,16 +11,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from holdfast_cli.aws import Cluster
-from holdfast_cli.aws_errors import code_of
-from holdfast_cli.errors import RevocationError
+from holdfast_cli.aws_errors import code_of, explain
+from holdfast_cli.errors import NoMember, RevocationError
 from holdfast_node.contract.documents import Denial
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.layout import JobsBucket
-from holdfast_node.contract.roles import INSTANCE_ID_PATTERN
+from holdfast_node.contract.roles import INSTANCE_ID_PATTERN, NODE_ROLES, group_name
 
 #: S3's answer to a conditional write of an object that is there (S3 user guide, "Conditional writes").
 _THERE = {"PreconditionFailed", "412"}
 MAX_DENIAL_BYTES = 4096
+#: How many instances a message names.
+_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,35 @@ def revoke(cluster: Cluster, denial: Denial) -> Revocation:
             raise
         return _read(cluster, key)
     return Revocation(**asdict(denial), new=True)
+
+
+def require_member(cluster: Cluster, instance_id: str) -> None:
+    """Return if an instance is in one of the cluster's groups: else its denial has cut nobody off.
+
+    Ask after `revoke`: a denial waits for no look-up, and one of a stranger's id harms nobody.
+
+    Raises:
+        NoMember: it is in none of them, or they cannot be read.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    names = [group_name(cluster.name, role) for role in NODE_ROLES]
+    try:
+        answer = cluster.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=names)
+    except (BotoCoreError, ClientError) as error:
+        raise NoMember(
+            f"{instance_id} is denied from now on, but whether it is an instance of cluster {cluster.name} could not "
+            f"be looked up: {explain(error)}"
+        ) from None
+    members = sorted(item["InstanceId"] for group in answer["AutoScalingGroups"] for item in group["Instances"])
+    if instance_id in members:
+        return
+    named = ", ".join(members[:_NAMED]) + (f" and {len(members) - _NAMED} more" if len(members) > _NAMED else "")
+    raise NoMember(
+        f"{instance_id} is denied from now on, but nobody was cut off: it must be an instance of cluster "
+        f"{cluster.name}, which has {named or 'none, because no job runs'}; compare the id with `holdfast status JOB`, "
+        "and revoke the right one"
+    )
 
 
 def revoked(cluster: Cluster) -> list[Revocation]:

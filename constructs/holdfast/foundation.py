@@ -209,7 +209,8 @@ class ClusterFoundation(Construct):
     def grant_revoke(self, grantee: iam.IGrantable) -> None:
         """Let `grantee` revoke instances and see which are: write, read and list denials, and delete none.
 
-        There is no way back by design (docs/revocation.md), so the right to delete one is nobody's.
+        It may also see the account's Auto Scaling groups, to hear whether an id is one of the cluster's. There is no
+        way back by design (docs/revocation.md), so the right to delete one is nobody's.
         """
         key, jobs = self.keys.data, self.buckets.jobs
         listing = {"StringEquals": {"s3:prefix": JobsBucket.DENIED}}
@@ -217,6 +218,7 @@ class ClusterFoundation(Construct):
             (["s3:GetObject", "s3:PutObject"], jobs.arn_for_objects(f"{JobsBucket.DENIED}*"), None),
             (["s3:ListBucket"], jobs.bucket_arn, listing),
             (["kms:Decrypt", "kms:GenerateDataKey"], key.key_arn, via_s3(self)),
+            (["autoscaling:DescribeAutoScalingGroups"], "*", None),  # it has no resource-level scope
         ):
             iam.Grant.add_to_principal(
                 grantee=grantee, actions=actions, resource_arns=[resource], conditions=conditions

@@ -11,7 +11,7 @@ from aws_cdk import Arn, ArnComponents, ArnFormat, Stack
 from holdfast.errors import PropertyError
 from holdfast_node.contract.documents import require
 from holdfast_node.contract.errors import DocumentError
-from holdfast_node.contract.roles import CLUSTER_PATTERN, NodeRole
+from holdfast_node.contract.roles import CLUSTER_PATTERN, NodeRole, group_name
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ClusterNames:
 
     def group(self, role: NodeRole) -> str:
         """Return the name of the role's Auto Scaling group and of its launch template."""
-        return f"{self.cluster}-{role}"
+        return group_name(self.cluster, role)
 
     def role(self, role: NodeRole, stack: Stack) -> str:
         """Return the name of the IAM role; IAM is global, so the region is part of it."""

@@ -151,6 +151,7 @@ def test_who_may_revoke_writes_and_reads_denials_and_deletes_none(stack: cdk.Sta
             "<FoundationKeysData.Arn>",
             {"StringEquals": {"kms:ViaService": "s3.<AWS::Region>.amazonaws.com"}},
         ),
+        ("autoscaling:DescribeAutoScalingGroups", "*", None),
     ]
 
 
