@@ -16,6 +16,7 @@ from pathlib import Path
 
 from holdfast_local.emulator.certificates import make_certificates, write_private
 from holdfast_local.emulator.errors import EmulatorError, last_lines
+from holdfast_local.emulator.names import certified_names
 from holdfast_local.mark import own_mark
 
 ADDRESS = "127.0.0.1"
@@ -116,7 +117,7 @@ class Emulator:
         self.state_dir.chmod(0o700)
         for name in ("tmp", "home"):
             (self.state_dir / name).mkdir(exist_ok=True)
-        make_certificates(self.state_dir, (*_CERTIFIED_NAMES, *self._extra_names))
+        make_certificates(self.state_dir, (*_CERTIFIED_NAMES, *certified_names(self.region), *self._extra_names))
         alphabet = string.ascii_uppercase + string.digits
         variables = {
             "AWS_ENDPOINT_URL": self.endpoint,

@@ -8,13 +8,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from holdfast_local.emulator.extension import (
+    addresses,
     buckets,
     callbacks,
     conditions,
+    endpoint_policies,
+    endpoints,
     instances,
     log_streams,
     network,
     object_keys,
+    own_names,
     parameters,
     root,
     tasks,
@@ -24,7 +28,22 @@ from holdfast_local.emulator.extension.seams import require_version, seam
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: In this order, because some wrap what an earlier one put in place.
-_SUBJECTS = (root, conditions, log_streams, object_keys, network, buckets, parameters, instances, tasks, callbacks)
+_SUBJECTS = (
+    root,
+    own_names,
+    conditions,
+    log_streams,
+    object_keys,
+    endpoint_policies,
+    network,
+    addresses,
+    endpoints,
+    buckets,
+    parameters,
+    instances,
+    tasks,
+    callbacks,
+)
 
 
 def install() -> Application:
@@ -36,5 +55,7 @@ def install() -> Application:
     require_version()
     for subject in _SUBJECTS:
         subject.install()
-    application: Application = root.guard(object_keys.observe(seam("ministack.app", "app").app))
+    application: Application = root.guard(
+        endpoint_policies.observe(object_keys.observe(seam("ministack.app", "app").app))
+    )
     return application

@@ -5,14 +5,12 @@ decided here; `holdfast_local.hosts` reads these instances through the EC2 API, 
 """
 
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from holdfast_local.emulator.extension.addresses import free_address
 from holdfast_local.emulator.extension.seams import seam
 
 GROUP_TAG = "aws:autoscaling:groupName"
-#: AWS reserves the first four addresses and the last one of a subnet (VPC User Guide, "Subnet sizing").
-_RESERVED_FIRST = 4
 Group = dict[str, Any]
 Request = dict[str, Any]
 Handler = Callable[[Request], Any]
@@ -103,7 +101,7 @@ class _Fleet:
             1,
             user_data=template.get("UserData", ""),
             sg_ids=template.get("SecurityGroupIds") or interface.get("Groups") or [],
-            requested_private_ip=self._free_address(subnet),
+            requested_private_ip=free_address(subnet),
             iam_profile=self._profile(template.get("IamInstanceProfile") or {}),
         )
         instance["Placement"]["AvailabilityZone"] = zone
@@ -134,21 +132,6 @@ class _Fleet:
                 data: dict[str, Any] = candidate["LaunchTemplateData"]
                 return data
         raise ValueError(f"launch template of Auto Scaling group {name} has no version {version}")
-
-    def _free_address(self, subnet: dict[str, Any]) -> str:
-        network = IPv4Network(subnet["CidrBlock"])
-        taken = {
-            IPv4Address(instance["PrivateIpAddress"])
-            for instance in self._ec2._instances.values()
-            # A terminated instance keeps its address for as long as DescribeInstances shows it: a host that is
-            # still shutting down never shares its address with a new one.
-            if instance["SubnetId"] == subnet["SubnetId"]
-        }
-        usable = (network[index] for index in range(_RESERVED_FIRST, network.num_addresses - 1))
-        address = next((address for address in usable if address not in taken), None)
-        if address is None:
-            raise ValueError(f"subnet {subnet['SubnetId']} ({network}) has no free address")
-        return str(address)
 
     def _profile(self, named: dict[str, Any]) -> dict[str, Any] | None:
         if not named:

@@ -1,4 +1,7 @@
-"""Security group rules and flow logs as resources of their own: the form that rules between groups take."""
+"""Security group rules and flow logs as resources of their own: the form that rules between groups take.
+
+And rules for prefix lists in requests, where ministack drops what they name.
+"""
 
 import secrets
 from collections.abc import Callable
@@ -17,6 +20,23 @@ def install() -> None:
     register("AWS::EC2::SecurityGroupIngress", *_rule(ec2, templates._ec2_sg_permissions, "IpPermissions"))
     register("AWS::EC2::SecurityGroupEgress", *_rule(ec2, templates._ec2_sg_permissions, "IpPermissionsEgress"))
     register("AWS::EC2::FlowLog", *_flow_log(ec2, templates._ec2_apply_tags))
+    _install_prefix_lists()
+
+
+def _install_prefix_lists() -> None:
+    ec2 = seam("ministack.services.ec2", "_p", "_parse_ip_permissions")
+    stock = ec2._parse_ip_permissions
+
+    def parse_ip_permissions(request: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
+        rules: list[dict[str, Any]] = stock(request, prefix)
+        for number, rule in enumerate(rules, start=1):
+            position = 1
+            while name := ec2._p(request, f"{prefix}.{number}.PrefixListIds.{position}.PrefixListId"):
+                rule["PrefixListIds"].append({"PrefixListId": name})
+                position += 1
+        return rules
+
+    ec2._parse_ip_permissions = parse_ip_permissions
 
 
 def _rule(ec2: Any, parse: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], field: str) -> tuple[Create, Delete]:
