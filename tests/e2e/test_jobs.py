@@ -51,7 +51,7 @@ kv = mx.kv.create("dist_sync")
 outcome = {
     "uid": os.getuid(),
     "metadata": attempt(lambda: ask("http://169.254.169.254/latest/api/token", "PUT")),
-    "aws": attempt(lambda: socket.create_connection(("127.0.0.1", 4566), timeout=3)),
+    "aws": attempt(lambda: socket.create_connection(("198.51.100.1", 443), timeout=3)),
     "the node's private key": attempt(lambda: open("/var/lib/holdfast/tls/key.pem").read()),
     "the agent's files": attempt(lambda: os.listdir("/var/lib/holdfast/agent")),
     "its own code": attempt(lambda: open(__file__, "a")),

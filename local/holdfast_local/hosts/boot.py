@@ -21,16 +21,21 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from holdfast_local.hosts.errors import BootError
+from holdfast_local.hosts.nfs import ping
 from holdfast_local.hosts.setup import BUNDLE
 from holdfast_local.hosts.userdata import node_config
 from holdfast_node.contract.documents import NodeConfig
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.layout import NodePaths
+from holdfast_node.contract.roles import Role
 
 METADATA_URL = "http://169.254.169.254"
 PACKAGE = "holdfast_node"
 MAX_BUNDLE_BYTES = 256 << 20
+#: The roles that mount the checkpoints.
+MOUNTING = (Role.SERVER, Role.WORKER)
 _SECONDS = 5
+_MOUNT_SECONDS = 10.0
 _AWS = Config(connect_timeout=5, read_timeout=30, retries={"max_attempts": 4, "mode": "standard"})
 
 
@@ -108,7 +113,9 @@ def main() -> int:
     """Boot the node below `--root`."""
     parser = argparse.ArgumentParser(description="Configure a local host as its user data says.")
     parser.add_argument("--root", type=Path, default=Path("/"))
-    root = parser.parse_args().root
+    parser.add_argument("--network", action="store_true", help="ask the checkpoints' file system whether it answers")
+    options = parser.parse_args()
+    root = options.root
     phase = "user-data"
     try:
         _tell(phase)
@@ -119,6 +126,10 @@ def main() -> int:
         phase = "bundle"
         _tell(phase)
         unpack(fetch_bundle(config), root / BUNDLE)
+        if options.network and config.role in MOUNTING:
+            phase = "mount"
+            _tell(phase)
+            ping(f"{config.file_system_id}.efs.{config.region}.amazonaws.com", _MOUNT_SECONDS)
     except (HoldfastError, OSError) as error:
         print(json.dumps({"phase": phase, "error": str(error)}), flush=True)
         return 1

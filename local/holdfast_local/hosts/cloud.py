@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from holdfast_local.hosts.endpoints import Network, Networks
 from holdfast_local.hosts.errors import HostsError
 from holdfast_local.hosts.rules import SecurityGroup
 from holdfast_node.contract.roles import CLUSTER_PATTERN, NODE_ROLES, NodeRole
@@ -29,6 +30,7 @@ class Instance:
     group: str
     role: NodeRole
     address: str
+    vpc_id: str
     network: str
     groups: tuple[str, ...]
     description: dict[str, Any]
@@ -46,7 +48,10 @@ class Cloud:
         if not self.region:
             raise HostsError("no region is set; set AWS_REGION to the embedded AWS's region")
         self._cluster = cluster
-        self._ec2, self._iam, self._sts = (session.client(name, config=_CONFIG) for name in ("ec2", "iam", "sts"))
+        self._ec2, self._iam, self._sts, efs = (
+            session.client(name, config=_CONFIG) for name in ("ec2", "iam", "sts", "efs")
+        )
+        self._vpcs = Networks(ec2=self._ec2, efs=efs, region=self.region)
         self._networks: dict[str, str] = {}
 
     def instances(self) -> list[Instance]:
@@ -68,6 +73,7 @@ class Cloud:
                     group=group,
                     role=role,
                     address=address,
+                    vpc_id=description.get("VpcId", ""),
                     network=self._network(description.get("VpcId", "")),
                     groups=tuple(sorted(item["GroupId"] for item in attached)),
                     description=description,
@@ -81,6 +87,10 @@ class Cloud:
             return {}
         answer = self._ec2.describe_security_groups(GroupIds=sorted(group_ids))
         return {group["GroupId"]: SecurityGroup.parse(group) for group in answer["SecurityGroups"]}
+
+    def networks(self, vpc_ids: set[str]) -> list[Network]:
+        """Return these VPCs with their endpoints."""
+        return self._vpcs.read(vpc_ids)
 
     def user_data(self, instance_id: str) -> str:
         """Return an instance's user data, decoded; empty if it has none."""

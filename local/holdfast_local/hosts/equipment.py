@@ -1,25 +1,22 @@
-"""What a host is given from outside: an address on the switch, a metadata service, a way to the embedded AWS."""
+"""What a host is given from outside: an address on the switch, a metadata service, a resolver that knows AWS."""
 
 import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from holdfast_local.hosts.cloud import Cloud
-from holdfast_local.hosts.errors import HostsError
+from holdfast_local.hosts.endpoints import resolver_address
 from holdfast_local.hosts.fabric import METADATA_ADDRESS, Fabric
 from holdfast_local.hosts.host import Host
 from holdfast_local.hosts.isolation import Isolation
 from holdfast_local.hosts.metadata import Leaf, Metadata, MetadataServer, leaves
 from holdfast_local.hosts.namespaces import listen, run_in
 from holdfast_local.hosts.overlay import overlay_library
-from holdfast_local.hosts.relay import Relays
 from holdfast_local.hosts.setup import SEPARATE, SHARED, HostSetup
 
 METADATA_PORT = 80
-LOOPBACK = "127.0.0.1"
 
 
 class Equipment:
@@ -40,11 +37,6 @@ class Equipment:
         self._state_dir, self._endpoint = state_dir, endpoint
         # Not resolved: the interpreter finds its virtual environment by the name it is called by.
         self._node_python = Path(os.path.abspath(node_python))  # noqa: PTH100
-        url = urlsplit(endpoint)
-        self._target = (str(url.hostname), int(url.port or 0))
-        if fabric is not None and self._target[0] not in (LOOPBACK, "localhost"):
-            raise HostsError(f"the embedded AWS must listen on {LOOPBACK}, got {endpoint}")
-        self._relays = Relays(self._target) if fabric is not None else None
         self._account = ""
         self._shared_disk = state_dir / "efs"
         self._shared_disk.mkdir(parents=True, exist_ok=True)
@@ -59,7 +51,8 @@ class Equipment:
             disk=str(host.disk),
             shared_disk=str(self._shared_disk),
             python=str(self._node_python),
-            endpoint_url=self._endpoint,
+            endpoint_url=self._endpoint if self._fabric is None else None,
+            resolver=None if self._fabric is None else resolver_address(host.instance.network),
             region=self._cloud.region,
             ca_file=os.environ.get("AWS_CA_BUNDLE"),
         )
@@ -72,20 +65,13 @@ class Equipment:
         return replace(setup, metadata_url=url, preload=str(library))
 
     def equip(self, host: Host) -> HostSetup:
-        """Give a host in namespaces its network, its metadata service and its way to AWS; return its constants."""
-        assert self._fabric is not None and self._relays is not None
-        fabric, relays, pid = self._fabric, self._relays, host.launcher_pid
-        port = fabric.plug(slot=host.slot, pid=pid, address=host.address, network=host.instance.network)
+        """Give a host in namespaces its network and its metadata service; return its constants."""
+        assert self._fabric is not None
+        fabric, pid, instance = self._fabric, host.launcher_pid, host.instance
+        port = fabric.plug(slot=host.slot, pid=pid, address=host.address, network=instance.network, routes=host.routes)
         host.resources.callback(fabric.unplug, port)
         self._serve_metadata(host, run_in(pid, lambda: listen(METADATA_ADDRESS, METADATA_PORT)))
-        relay = relays.add(run_in(pid, lambda: listen(LOOPBACK, self._target[1])))
-        host.resources.callback(relays.remove, relay)
         return self.setup(host)
-
-    def close(self) -> None:
-        """End what all hosts share."""
-        if self._relays is not None:
-            self._relays.close()
 
     def _serve_metadata(self, host: Host, listener: socket.socket) -> None:
         instance = host.instance

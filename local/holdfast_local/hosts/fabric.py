@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 from holdfast_local.hosts.errors import HostsError
@@ -13,6 +14,9 @@ from holdfast_local.hosts.rules import REFUSED, SPOOFED, TABLE, Member, Security
 METADATA_ADDRESS = "169.254.169.254"
 #: A host's own interface; Amazon Linux's primary interface is ens5 or eth0 by instance type.
 HOST_INTERFACE = "eth0"
+#: The switch's port to the VPCs' own services.
+SERVICES_PORT = "services"
+_SERVICES_MAC = "02:00:00:01:00:00"
 _SECONDS = 15
 
 T = TypeVar("T")
@@ -34,16 +38,35 @@ class Fabric:
         self._loaded = ""
         self._namespace.run(self._prepare)
 
-    def plug(self, *, slot: int, pid: int, address: str, network: str) -> str:
+    def plug(self, *, slot: int, pid: int, address: str, network: str, routes: Sequence[str] = ()) -> str:
         """Give the process `pid`'s network namespace the address on the switch and return its port's name.
 
-        The host gets `address` as a /32, a route to `network` (the VPC's range) and none elsewhere, all of
-        127.0.0.0/8, and the metadata service's address on its loopback interface.
+        The host gets `address` as a /32, a route to `network` (the VPC's range), those to `routes` (what gateway
+        endpoints serve) and none elsewhere, all of 127.0.0.0/8, and the metadata service's address on its loopback
+        interface.
         """
-        port, host_mac = f"sw{slot}", _mac(slot)
-        self._namespace.run(lambda: self._add_port(port, pid, address, host_mac))
-        run_in(pid, lambda: _configure_host(address, network))
+        port = f"sw{slot}"
+        self._namespace.run(lambda: self._add_port(port, pid, _mac(slot)))
+        self._namespace.run(lambda: _batch(_leading(address, port, _mac(slot))))
+        run_in(pid, lambda: _configure_host(address, (network, *routes)))
         return port
+
+    def plug_services(self, pid: int) -> None:
+        """Put the process `pid`'s network namespace on the switch as `SERVICES_PORT`, without an address yet."""
+        self._namespace.run(lambda: self._add_port(SERVICES_PORT, pid, _SERVICES_MAC))
+        run_in(pid, _configure_services)
+
+    def give(self, pid: int, addresses: Sequence[str]) -> None:
+        """Give the services' namespace more addresses."""
+        run_in(pid, lambda: _batch([f"address add {address}/32 dev {HOST_INTERFACE}" for address in addresses]))
+        self._namespace.run(
+            lambda: _batch([line for each in addresses for line in _leading(each, SERVICES_PORT, _SERVICES_MAC)])
+        )
+
+    def take(self, pid: int, addresses: Sequence[str]) -> None:
+        """Take addresses from the services' namespace."""
+        self._namespace.run(lambda: _batch([f"route delete {address}/32 dev {SERVICES_PORT}" for address in addresses]))
+        run_in(pid, lambda: _batch([f"address delete {address}/32 dev {HOST_INTERFACE}" for address in addresses]))
 
     def unplug(self, port: str) -> None:
         """Remove a port; does nothing if the kernel has removed it with its host."""
@@ -51,9 +74,16 @@ class Fabric:
             lambda: subprocess.run(["ip", "link", "delete", port], capture_output=True, timeout=_SECONDS, check=False)
         )
 
-    def enforce(self, members: Sequence[Member], groups: Mapping[str, SecurityGroup]) -> bool:
+    def enforce(
+        self,
+        members: Sequence[Member],
+        groups: Mapping[str, SecurityGroup],
+        *,
+        prefix_lists: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        resolvers: Sequence[Member] = (),
+    ) -> bool:
         """Make the rules those of these members and groups; return whether they changed."""
-        rules = ruleset(members, groups)
+        rules = ruleset(members, groups, prefix_lists=prefix_lists, resolvers=resolvers)
         if rules == self._loaded:
             return False
         self._namespace.run(lambda: _run(["nft", "-f", "-"], rules))
@@ -84,23 +114,38 @@ class Fabric:
         write_setting("ipv6/conf/all/disable_ipv6", "1")
         write_setting("ipv4/ip_forward", "1")
 
-    def _add_port(self, port: str, pid: int, address: str, host_mac: str) -> None:
+    def _add_port(self, port: str, pid: int, host_mac: str) -> None:
         _ip(f"link add {port} type veth peer name {HOST_INTERFACE} address {host_mac} netns {pid}")
         _ip(f"link set {port} up")
-        _ip(f"route add {address}/32 dev {port}")
-        _ip(f"neighbour replace {address} lladdr {host_mac} dev {port} nud permanent")
         # The switch answers for every other member, at once: the default delays proxied answers by up to 0.8 s.
         write_setting(f"ipv4/conf/{port}/proxy_arp", "1")
         write_setting(f"ipv4/neigh/{port}/proxy_delay", "0")
 
 
-def _configure_host(address: str, network: str) -> None:
+def _leading(address: str, port: str, host_mac: str) -> list[str]:
+    return [
+        f"route add {address}/32 dev {port}",
+        f"neighbour replace {address} lladdr {host_mac} dev {port} nud permanent",
+    ]
+
+
+def _configure_host(address: str, networks: Sequence[str]) -> None:
     write_setting("ipv6/conf/all/disable_ipv6", "1")
-    _ip("link set lo up")
-    _ip(f"address add {METADATA_ADDRESS}/32 dev lo")
-    _ip(f"address add {address}/32 dev {HOST_INTERFACE}")
-    _ip(f"link set {HOST_INTERFACE} up")
-    _ip(f"route add {network} dev {HOST_INTERFACE} src {address}")
+    _batch(
+        [
+            "link set lo up",
+            f"address add {METADATA_ADDRESS}/32 dev lo",
+            f"address add {address}/32 dev {HOST_INTERFACE}",
+            f"link set {HOST_INTERFACE} up",
+            *(f"route add {network} dev {HOST_INTERFACE} src {address}" for network in networks),
+        ]
+    )
+
+
+def _configure_services() -> None:
+    write_setting("ipv6/conf/all/disable_ipv6", "1")
+    # It answers members of every VPC here; what may leave it is the switch's to say.
+    _batch(["link set lo up", f"link set {HOST_INTERFACE} up", f"route add default dev {HOST_INTERFACE}"])
 
 
 def _mac(slot: int) -> str:
@@ -110,6 +155,10 @@ def _mac(slot: int) -> str:
 
 def _ip(arguments: str) -> None:
     _run(["ip", *arguments.split()])
+
+
+def _batch(lines: Sequence[str]) -> None:
+    _run(["ip", "-batch", "-"], "".join(f"{line}\n" for line in lines))
 
 
 def _run(argv: list[str], text: str | None = None) -> str:

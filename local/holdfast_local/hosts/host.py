@@ -26,8 +26,12 @@ _DEATH_SECONDS = 3.0
 class Host:
     """A host that runs on this machine for one instance."""
 
-    def __init__(self, *, instance: Instance, slot: int, address: str, directory: Path) -> None:
+    def __init__(
+        self, *, instance: Instance, slot: int, address: str, directory: Path, routes: tuple[str, ...] = ()
+    ) -> None:
         self.instance, self.slot, self.address, self.directory = instance, slot, address, directory
+        #: Where its VPC's routes lead beside the VPC itself.
+        self.routes = routes
         self.phase, self.cause = "starting", ""
         self.services: dict[str, str] = {}
         self.resources = contextlib.ExitStack()

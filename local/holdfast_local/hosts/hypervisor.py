@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from botocore.exceptions import BotoCoreError, ClientError
 
 from holdfast_local.hosts.cloud import Cloud, Instance
+from holdfast_local.hosts.endpoints import Network
 from holdfast_local.hosts.equipment import Equipment
 from holdfast_local.hosts.errors import HostsError
 from holdfast_local.hosts.fabric import Drops, Fabric
@@ -30,12 +31,16 @@ from holdfast_local.hosts.host import Host
 from holdfast_local.hosts.isolation import Isolation, Mode, detect, isolation, user_namespace_argv
 from holdfast_local.hosts.namespaces import end_with_parent
 from holdfast_local.hosts.overlay import MAX_HOSTS, host_address
+from holdfast_local.hosts.relay import Relays
 from holdfast_local.hosts.rules import Member, SecurityGroup
+from holdfast_local.hosts.services import Services
 from holdfast_local.hosts.state import LOCK_FILE, StateFile
 from holdfast_node.contract.errors import HoldfastError
 
 POLL_SECONDS = 0.7
 _GROUPS_EVERY_SECONDS = 2.0
+_NETWORKS_EVERY_SECONDS = 5.0
+_LOOPBACK = ("127.0.0.1", "localhost")
 _LOCK_SECONDS = 0.5
 
 
@@ -49,6 +54,7 @@ class Hypervisor:
         self._state_dir = state_dir
         self._state = StateFile(state_dir)
         self._fabric = Fabric() if isolation.namespaces else None
+        self._services = Services(self._fabric, Relays(_target(endpoint))) if self._fabric else None
         self._equipment = Equipment(
             isolation=isolation,
             cloud=cloud,
@@ -60,7 +66,8 @@ class Hypervisor:
         )
         self._hosts: dict[str, Host] = {}
         self._groups: dict[str, SecurityGroup] = {}
-        self._groups_at = float("-inf")
+        self._groups_at = self._networks_at = float("-inf")
+        self._networks: dict[str, Network] = {}
         self._error = ""
         self._changed = threading.Event()
         self._stopping = False
@@ -105,6 +112,7 @@ class Hypervisor:
             log(f"{gone.instance.instance_id} terminated")
             self._end(gone)
         new = [instance for name, instance in wanted.items() if name not in self._hosts]
+        self._follow_networks(instances, force=bool(new))
         hosts = [self._make(instance) for instance in new]
         try:
             # The rules first: a host never runs before the switch knows it.
@@ -118,28 +126,44 @@ class Hypervisor:
                 self._end(host)
             raise
 
+    def _follow_networks(self, instances: list[Instance], *, force: bool) -> None:
+        """Bring the VPCs' own services up to date. With no instance left they stay for the next ones."""
+        vpc_ids = {instance.vpc_id for instance in instances}
+        if self._services is None or not vpc_ids:
+            return
+        if force or time.monotonic() >= self._networks_at + _NETWORKS_EVERY_SECONDS:
+            networks = self._cloud.networks(vpc_ids)
+            self._services.follow(networks)
+            self._networks = {network.vpc_id: network for network in networks}
+            self._networks_at = time.monotonic()
+
     def _make(self, instance: Instance) -> Host:
         slot = min(set(range(1, MAX_HOSTS + 1)) - {host.slot for host in self._hosts.values()}, default=0)
         if not slot:
             raise HostsError(f"this machine holds at most {MAX_HOSTS} hosts; lower the groups' sizes")
         address = instance.address if self._isolation.namespaces else host_address(slot)
         directory = self._state_dir / "hosts" / instance.instance_id
-        host = Host(instance=instance, slot=slot, address=address, directory=directory)
+        network = self._networks.get(instance.vpc_id)
+        routes = network.routes if network else ()
+        host = Host(instance=instance, slot=slot, address=address, directory=directory, routes=routes)
         self._hosts[instance.instance_id] = host
         return host
 
     def _enforce(self, *, force: bool) -> None:
         """Bring the switch's rules up to date; before a new host starts, and whenever AWS's groups change."""
-        if self._fabric is None:
+        if self._fabric is None or self._services is None:
             return
         members = [
             Member(port=f"sw{host.slot}", address=host.address, groups=host.instance.groups)
             for host in self._hosts.values()
-        ]
+        ] + self._services.members
         if force or time.monotonic() >= self._groups_at + _GROUPS_EVERY_SECONDS:
-            self._groups = self._cloud.security_groups({group for member in members for group in member.groups})
+            self._groups = self._cloud.security_groups({group for member in members for group in member.groups or ()})
             self._groups_at = time.monotonic()
-        self._fabric.enforce(members, self._groups)
+        prefix_lists = {
+            name: ranges for network in self._networks.values() for name, ranges in network.prefix_lists.items()
+        }
+        self._fabric.enforce(members, self._groups, prefix_lists=prefix_lists, resolvers=self._services.resolvers)
 
     def _end(self, host: Host) -> None:
         host.kill()
@@ -154,11 +178,18 @@ class Hypervisor:
         for host in list(self._hosts.values()):
             with contextlib.suppress(Exception):
                 self._end(host)
-        self._equipment.close()
-        if self._fabric is not None:
+        if self._services is not None and self._fabric is not None:
+            self._services.close()
             self._fabric.close()
         self._state.remove()
         log("ended, with all hosts")
+
+
+def _target(endpoint: str) -> tuple[str, int]:
+    url = urlsplit(endpoint)
+    if url.hostname not in _LOOPBACK:
+        raise HostsError(f"the embedded AWS must listen on {_LOOPBACK[0]}, got {endpoint}")
+    return str(url.hostname), int(url.port or 0)
 
 
 def log(line: str) -> None:

@@ -97,6 +97,8 @@ class Init:
 
     def _boot(self) -> None:
         argv = [self._python, "-m", "holdfast_local.hosts.boot", "--root", str(self._paths.root)]
+        if self._setup.namespaces:
+            argv.append("--network")
         code = f"/{HOST_CODE}" if self._setup.namespaces else os.environ["PYTHONPATH"]
         environment = self._base_environment() | self._setup.aws_environment() | {"PYTHONPATH": code}
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=environment)

@@ -24,14 +24,16 @@ _PROBE_SECONDS = 20
 
 _ALWAYS = (
     "hosts share this machine's kernel, disk and clock; they are processes, not booted systems",
-    "calls to AWS and to the shared checkpoint directory do not pass the security groups; IAM decides them",
+    "checkpoints are a shared directory of this machine: a host asks the file system's address before it mounts them, "
+    "and reads and writes past the network",
 )
 _ONE_UID = (
     "agent, tunnel and trainer of a host share one user id, so file modes and the node's own per-user firewall rules "
     "do not keep them apart (newuidmap with a subordinate id range for this user would: package uidmap, /etc/subuid)"
 )
 _LOOPBACK = (
-    "no network namespaces: every process of this machine reaches every host, and security groups are not applied",
+    "no network namespaces: every process of this machine reaches every host, and security groups are not applied, nor "
+    "endpoints with their policies, nor the DNS firewall",
     "no mount or process namespaces: hosts see this machine's files, other hosts and the embedded AWS's root keys",
     "no separate users: agent, tunnel and trainer of all hosts run as the user who started them",
     "no node firewall: the firewall service is skipped",

@@ -100,6 +100,17 @@ def listen(address: str, port: int) -> socket.socket:
     return listener
 
 
+def bind_datagrams(address: str, port: int) -> socket.socket:
+    """Return a bound UDP socket, made in the caller's network namespace."""
+    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        bound.bind((address, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
 def write_setting(name: str, value: str) -> None:
     """Write a setting below `/proc/sys/net`, which shows the calling thread's network namespace."""
     (Path("/proc/sys/net") / name).write_text(value)

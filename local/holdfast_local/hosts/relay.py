@@ -1,4 +1,4 @@
-"""Byte relays: an address inside a host stands for a VPC endpoint and reaches the embedded AWS outside it.
+"""Byte relays: an address on the switch stands for a VPC endpoint and reaches the embedded AWS outside it.
 
 TLS runs through unopened: the host checks the embedded AWS's certificate itself.
 """
@@ -7,14 +7,19 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from typing import cast
+
+#: What answers one connection.
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 _CONNECT_SECONDS = 5
 _CHUNK = 1 << 16
 
 
 class Relays:
-    """One event loop in one thread that carries every host's connections to one address."""
+    """One event loop in one thread that carries every host's connections to one address, and answers small services."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
@@ -22,12 +27,40 @@ class Relays:
         self._thread = threading.Thread(target=self._loop.run_forever, name="relays", daemon=True)
         self._thread.start()
 
-    def add(self, listener: socket.socket) -> asyncio.Server:
-        """Carry what connects to `listener` to the target, both ways, until the server is closed."""
+    def add(self, listener: socket.socket, *, source: str) -> asyncio.Server:
+        """Carry what connects to `listener` to the target, from the address `source`, until the server is closed."""
+        return self._start(listener, lambda reader, writer: self._carry(reader, writer, source))
+
+    def serve(self, listener: socket.socket, handler: Handler) -> asyncio.Server:
+        """Have `handler` answer what connects to `listener`; a connection that takes too long is closed."""
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError, EOFError):  # includes TimeoutError
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    await handler(reader, writer)
+            writer.close()
+
+        return self._start(listener, answer)
+
+    def receive(self, bound: socket.socket, answer: Callable[[bytes], bytes]) -> asyncio.DatagramTransport:
+        """Send back what `answer` returns for each datagram; nothing where it returns nothing."""
+        bound.setblocking(False)
+
+        async def start() -> asyncio.DatagramTransport:
+            transport, _ = await self._loop.create_datagram_endpoint(lambda: _Answering(answer), sock=bound)
+            return transport
+
+        return asyncio.run_coroutine_threadsafe(start(), self._loop).result(_CONNECT_SECONDS)
+
+    def _start(self, listener: socket.socket, handler: Handler) -> asyncio.Server:
         listener.setblocking(False)
-        return asyncio.run_coroutine_threadsafe(asyncio.start_server(self._carry, sock=listener), self._loop).result(
+        return asyncio.run_coroutine_threadsafe(asyncio.start_server(handler, sock=listener), self._loop).result(
             _CONNECT_SECONDS
         )
+
+    def abort(self, transport: asyncio.DatagramTransport) -> None:
+        """Stop answering datagrams."""
+        self._loop.call_soon_threadsafe(transport.abort)
 
     def remove(self, server: asyncio.Server) -> None:
         """Stop accepting; open connections end with their host."""
@@ -47,10 +80,10 @@ class Relays:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: str) -> None:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                out_reader, out_writer = await asyncio.open_connection(*self._target)
+                out_reader, out_writer = await asyncio.open_connection(*self._target, local_addr=(source, 0))
         except OSError:  # includes TimeoutError
             writer.close()
             return
@@ -61,6 +94,18 @@ class Relays:
         finally:
             writer.close()
             out_writer.close()
+
+
+class _Answering(asyncio.DatagramProtocol):
+    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+        self._answer = answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        if said := self._answer(data):
+            self._transport.sendto(said, address)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

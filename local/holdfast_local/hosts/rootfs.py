@@ -184,7 +184,9 @@ def _identity(tree: Path, setup: HostSetup) -> None:
     (etc / "passwd").write_text("".join(f"{n}:x:{i}:{i}:{n}:{home}:/usr/sbin/nologin\n" for n, i, home in users))
     (etc / "group").write_text("".join(f"{name}:x:{number}:\n" for name, number, _ in users))
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {setup.hostname}\n")
-    (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
+    (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
+    if setup.resolver is not None:
+        (etc / "resolv.conf").write_text(f"nameserver {setup.resolver}\n")
     (etc / "hostname").write_text(f"{setup.hostname}\n")
     for name in ("run", "var/tmp"):
         (tree / name).mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,14 @@
 The rules live in the switch's network namespace, between the hosts, where no host can reach them. They keep
 what AWS promises of security groups: allow rules only, stateful, evaluated on the way out of one instance and on
 the way into the other (https://docs.aws.amazon.com/vpc/latest/userguide/vpc-security-groups.html), and a
-source check on every interface. Prefix lists and IPv6 match nothing: no host has a route to either.
+source check on every interface. IPv6 matches nothing: no host has a route to it. The VPC's own DNS resolver is
+reached past all groups, as on AWS ("Control traffic to your AWS resources using security groups", same guide).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, collapse_addresses
+from types import MappingProxyType
 from typing import Any
 
 TABLE = "inet holdfast_fabric"
@@ -19,12 +21,13 @@ _PROTOCOLS = {"tcp": "tcp", "udp": "udp", "icmp": "icmp", "6": "tcp", "17": "udp
 
 @dataclass(frozen=True, kw_only=True)
 class Permission:
-    """One allow rule: a protocol (`-1` is all), a port range, and peers as group ids and IPv4 ranges."""
+    """One allow rule: a protocol (`-1` is all), a port range, and peers as group ids, IPv4 ranges and prefix lists."""
 
     protocol: str
     ports: tuple[int, int] | None
     groups: frozenset[str]
     ranges: tuple[str, ...]
+    prefix_lists: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, description: Mapping[str, Any]) -> "Permission":
@@ -37,6 +40,7 @@ class Permission:
             ports=None if every_port else (int(str(first)), int(str(last))),
             groups=frozenset(pair["GroupId"] for pair in description.get("UserIdGroupPairs", ()) if "GroupId" in pair),
             ranges=tuple(item["CidrIp"] for item in description.get("IpRanges", ())),
+            prefix_lists=tuple(item["PrefixListId"] for item in description.get("PrefixListIds", ())),
         )
 
 
@@ -60,17 +64,28 @@ class SecurityGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A host on the switch: its port there, its address, and the security groups of its instance."""
+    """Somebody on the switch: its port there, its address, and its security groups.
+
+    Without groups (None) it is no network interface of a VPC but a gateway endpoint: it admits whoever may go out to
+    it. Several members can share a port; each of them sends from its own address only.
+    """
 
     port: str
     address: str
-    groups: tuple[str, ...]
+    groups: tuple[str, ...] | None
 
 
-def ruleset(members: Sequence[Member], groups: Mapping[str, SecurityGroup]) -> str:
+def ruleset(
+    members: Sequence[Member],
+    groups: Mapping[str, SecurityGroup],
+    *,
+    prefix_lists: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    resolvers: Sequence[Member] = (),
+) -> str:
     """Return nft commands that replace the fabric's rules in one transaction and keep its counters.
 
-    A group id without a description in `groups` allows nothing.
+    A group id without a description in `groups`, or a prefix list without ranges in `prefix_lists`, allows nothing.
+    Every member reaches the `resolvers` for DNS.
     """
     lines = [
         f"add table {TABLE}",
@@ -79,37 +94,52 @@ def ruleset(members: Sequence[Member], groups: Mapping[str, SecurityGroup]) -> s
         f"add chain {TABLE} input {{ type filter hook input priority filter; policy drop; }}",
         f"add chain {TABLE} forward {{ type filter hook forward priority filter; policy drop; }}",
         f"add chain {TABLE} deliver",
-        *(f"add chain {TABLE} {way}_{member.port}" for member in members for way in ("from", "to")),
+        *(f"add chain {TABLE} {way}_{_chain(member)}" for member in members for way in ("from", "to")),
         f"flush table {TABLE}",
     ]
 
     def rule(chain: str, text: str) -> None:
         lines.append(f"add rule {TABLE} {chain} {text}")
 
-    for member in members:
-        rule("forward", f'iifname "{member.port}" ip saddr != {member.address} counter name {SPOOFED} drop')
+    everyone = (*members, *resolvers)
+    for port in dict.fromkeys(member.port for member in everyone):
+        own = ", ".join(member.address for member in everyone if member.port == port)
+        rule("forward", f'iifname "{port}" ip saddr != {{ {own} }} counter name {SPOOFED} drop')
     rule("forward", "ct state established,related accept")
     rule("forward", f"ct state invalid counter name {REFUSED} drop")
+    if members and resolvers:
+        askers = ", ".join(member.address for member in members)
+        asked = ", ".join(member.address for member in resolvers)
+        rule(
+            "forward", f"ip saddr {{ {askers} }} ip daddr {{ {asked} }} meta l4proto {{ tcp, udp }} th dport 53 accept"
+        )
     if members:
-        rule("forward", f"ip saddr vmap {{ {', '.join(f'{m.address} : jump from_{m.port}' for m in members)} }}")
-        rule("deliver", f"ip daddr vmap {{ {', '.join(f'{m.address} : goto to_{m.port}' for m in members)} }}")
+        rule("forward", f"ip saddr vmap {{ {', '.join(f'{m.address} : jump from_{_chain(m)}' for m in members)} }}")
+        rule("deliver", f"ip daddr vmap {{ {', '.join(f'{m.address} : goto to_{_chain(m)}' for m in members)} }}")
     rule("forward", f"counter name {REFUSED} drop")
     rule("deliver", f"counter name {REFUSED} drop")
     for member in members:
-        mine = [groups[group] for group in member.groups if group in groups]
+        mine = [groups[group] for group in member.groups or () if group in groups]
         for permission in dict.fromkeys(p for group in mine for p in group.egress):
-            for match in _matches(permission, "daddr", members):
-                rule(f"from_{member.port}", f"{match} goto deliver")
+            for match in _matches(permission, "daddr", members, prefix_lists):
+                rule(f"from_{_chain(member)}", f"{match} goto deliver")
         for permission in dict.fromkeys(p for group in mine for p in group.ingress):
-            for match in _matches(permission, "saddr", members):
-                rule(f"to_{member.port}", f"{match} accept")
-        rule(f"to_{member.port}", f"counter name {REFUSED} drop")
+            for match in _matches(permission, "saddr", members, prefix_lists):
+                rule(f"to_{_chain(member)}", f"{match} accept")
+        rule(f"to_{_chain(member)}", "accept" if member.groups is None else f"counter name {REFUSED} drop")
     return "\n".join(lines) + "\n"
 
 
-def _matches(permission: Permission, side: str, members: Iterable[Member]) -> list[str]:
-    peers = [member.address for member in members if permission.groups.intersection(member.groups)]
-    networks = collapse_addresses(IPv4Network(item, strict=False) for item in (*peers, *permission.ranges))
+def _chain(member: Member) -> str:
+    return member.address.replace(".", "_")
+
+
+def _matches(
+    permission: Permission, side: str, members: Iterable[Member], prefix_lists: Mapping[str, Sequence[str]]
+) -> list[str]:
+    peers = [member.address for member in members if permission.groups.intersection(member.groups or ())]
+    listed = [range_ for name in permission.prefix_lists for range_ in prefix_lists.get(name, ())]
+    networks = collapse_addresses(IPv4Network(item, strict=False) for item in (*peers, *permission.ranges, *listed))
     wanted = ", ".join(str(network) for network in networks)
     if not wanted:
         return []

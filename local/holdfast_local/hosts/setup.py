@@ -23,7 +23,8 @@ class HostSetup(Document):
 
     `disk` and `shared_disk` are directories of the machine: the instance's own volume and the file system that
     all hosts mount. `users` is `separate` or `shared`. `metadata_url` is set where the metadata service is not at
-    its usual address; `preload` is the library that maps the overlay where hosts share a loopback interface.
+    its usual address; `endpoint_url` where AWS is not at its services' own names; `resolver` is the address of who
+    knows these; `preload` is the library that maps the overlay where hosts share a loopback interface.
     """
 
     instance_id: str
@@ -33,10 +34,11 @@ class HostSetup(Document):
     disk: str
     shared_disk: str
     python: str
-    endpoint_url: str
+    endpoint_url: str | None
     region: str
     ca_file: str | None
     metadata_url: str | None = None
+    resolver: str | None = None
     preload: str | None = None
 
     @property
@@ -56,11 +58,9 @@ class HostSetup(Document):
 
     def aws_environment(self) -> dict[str, str]:
         """Return what a process of the host needs to reach AWS with the host's own identity."""
-        environment = {
-            "AWS_ENDPOINT_URL": self.endpoint_url,
-            "AWS_REGION": self.region,
-            "AWS_DEFAULT_REGION": self.region,
-        }
+        environment = {"AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.region}
+        if self.endpoint_url is not None:
+            environment["AWS_ENDPOINT_URL"] = self.endpoint_url
         if self.ca_file is not None:
             environment["AWS_CA_BUNDLE"] = str(self.paths.root / CA_BUNDLE)
         if self.metadata_url is not None:

@@ -87,13 +87,14 @@ class Lab:
         self.ec2, self.s3, self.iam = (self.client(name) for name in ("ec2", "s3", "iam"))
         self.bucket = "holdfast-bundles"
         self.s3.create_bucket(Bucket=self.bucket)
-        vpc = self.ec2.create_vpc(CidrBlock="10.42.0.0/16")["Vpc"]["VpcId"]
-        self.subnet = self.ec2.create_subnet(VpcId=vpc, CidrBlock="10.42.1.0/24")["Subnet"]["SubnetId"]
-        self.groups = {role: self._group(vpc, role) for role in Role}
+        self.vpc = self.ec2.create_vpc(CidrBlock="10.42.0.0/16")["Vpc"]["VpcId"]
+        self.subnet = self.ec2.create_subnet(VpcId=self.vpc, CidrBlock="10.42.1.0/24")["Subnet"]["SubnetId"]
+        self.groups = {role: self._group(role) for role in Role}
         for role in Role:
             for peer in DIALS[role]:
-                self._allow("egress", self.groups[role], self.groups[peer], DEFAULT_PORTS[peer])
-                self._allow("ingress", self.groups[peer], self.groups[role], DEFAULT_PORTS[peer])
+                self._allow(self.groups[role], self.groups[peer], DEFAULT_PORTS[peer])
+        self.endpoints = self._endpoints()
+        self.file_system = self._file_system()
         self.role_arn = self._node_role()
 
     def client(self, service: str) -> Any:
@@ -106,14 +107,44 @@ class Lab:
             aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
         )
 
-    def _group(self, vpc: str, role: Role) -> str:
-        group: str = self.ec2.create_security_group(GroupName=f"lab-{role}", Description="lab", VpcId=vpc)["GroupId"]
+    def _group(self, name: str) -> str:
+        answer = self.ec2.create_security_group(GroupName=f"lab-{name}", Description="lab", VpcId=self.vpc)
+        group = str(answer["GroupId"])
         everything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
         self.ec2.revoke_security_group_egress(GroupId=group, IpPermissions=everything)
         return group
 
-    def _allow(self, way: str, group: str, peer: str, port: int) -> None:
-        self.rule("authorize", way, group, peer, port)
+    def _allow(self, group: str, peer: str, port: int) -> None:
+        self.rule("authorize", "egress", group, peer, port)
+        self.rule("authorize", "ingress", peer, group, port)
+
+    def _endpoints(self) -> dict[str, str]:
+        """Make a gateway for S3 and interface endpoints as the kit's are; every role goes out to all of them."""
+        group = self._group("endpoints")
+        for role in Role:
+            self._allow(self.groups[role], group, 443)
+            self.s3_rule("authorize", self.groups[role])
+        made = {}
+        interface = {"VpcEndpointType": "Interface", "SubnetIds": [self.subnet], "SecurityGroupIds": [group]}
+        for service, more in {"s3": {"VpcEndpointType": "Gateway"}, "kms": interface, "sts": interface}.items():
+            name = f"com.amazonaws.{REGION}.{service}"
+            answer = self.ec2.create_vpc_endpoint(VpcId=self.vpc, ServiceName=name, **more)
+            made[service] = str(answer["VpcEndpoint"]["VpcEndpointId"])
+        return made
+
+    def _file_system(self) -> str:
+        efs, group = self.client("efs"), self._group("checkpoints")
+        for role in (Role.SERVER, Role.WORKER):
+            self._allow(self.groups[role], group, 2049)
+        name = str(efs.create_file_system(CreationToken="lab")["FileSystemId"])
+        efs.create_mount_target(FileSystemId=name, SubnetId=self.subnet, SecurityGroups=[group])
+        return name
+
+    def s3_rule(self, verb: str, group: str) -> None:
+        """Authorize or revoke the rule that lets a group out to S3."""
+        lists = [{"PrefixListId": "pl-63a5400a"}]
+        permission = {"IpProtocol": "tcp", "FromPort": 443, "ToPort": 443, "PrefixListIds": lists}
+        getattr(self.ec2, f"{verb}_security_group_egress")(GroupId=group, IpPermissions=[permission])
 
     def rule(self, verb: str, way: str, group: str, peer: str, port: int) -> None:
         """Authorize or revoke one rule."""
@@ -132,7 +163,8 @@ class Lab:
         policy = {
             "Version": "2012-10-17",
             "Statement": [
-                {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{self.bucket}/bundles/*"}
+                {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{self.bucket}/bundles/*"},
+                {"Effect": "Allow", "Action": "kms:ListKeys", "Resource": "*"},
             ],
         }
         self.iam.put_role_policy(RoleName="lab-node", PolicyName="bundle", PolicyDocument=json.dumps(policy))
@@ -156,7 +188,7 @@ class Lab:
             "job_signing_key": "key",
             "model_signing_key": "key",
             "log_group": "nodes",
-            "file_system_id": "fs-1",
+            "file_system_id": self.file_system,
             "access_point_id": "fsap-1",
             "bundle": {
                 "bucket": self.bucket,

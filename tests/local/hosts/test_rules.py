@@ -9,6 +9,8 @@ from holdfast_local.hosts.rules import Member, Permission, SecurityGroup, rulese
 
 WORKER = Member(port="sw1", address="10.0.0.4", groups=("sg-w",))
 SERVER = Member(port="sw2", address="10.0.0.5", groups=("sg-s",))
+ENDPOINT = Member(port="services", address="10.0.0.6", groups=("sg-e",))
+GATEWAY = Member(port="services", address="198.51.100.1", groups=None)
 
 
 def permission(
@@ -32,8 +34,8 @@ def test_a_rule_names_the_peer_groups_members_and_the_port() -> None:
         "sg-s", ingress=[permission(groups=("sg-w",))]
     )
     rules = ruleset((WORKER, SERVER), groups)
-    assert "from_sw1 ip daddr { 10.0.0.5/32 } tcp dport 9092-9092 goto deliver" in rules
-    assert "to_sw2 ip saddr { 10.0.0.4/32 } tcp dport 9092-9092 accept" in rules
+    assert "from_10_0_0_4 ip daddr { 10.0.0.5/32 } tcp dport 9092-9092 goto deliver" in rules
+    assert "to_10_0_0_5 ip saddr { 10.0.0.4/32 } tcp dport 9092-9092 accept" in rules
 
 
 def test_no_rule_allows_nothing() -> None:
@@ -54,8 +56,8 @@ def test_a_peer_group_without_members_gives_no_rule() -> None:
 def test_every_member_may_only_send_from_its_own_address() -> None:
     lines = ruleset((WORKER, SERVER), {}).splitlines()
     checks = [line for line in lines if "spoofed drop" in line]
-    assert 'iifname "sw1" ip saddr != 10.0.0.4 counter' in checks[0]
-    assert 'iifname "sw2" ip saddr != 10.0.0.5 counter' in checks[1]
+    assert 'iifname "sw1" ip saddr != { 10.0.0.4 } counter' in checks[0]
+    assert 'iifname "sw2" ip saddr != { 10.0.0.5 } counter' in checks[1]
     # Before anything that accepts: a false source is no established connection either.
     assert lines.index(checks[-1]) < next(n for n, line in enumerate(lines) if line.endswith("accept"))
 
@@ -79,9 +81,36 @@ def test_permissions_become_matches(described: dict[str, object], expected: str)
     assert expected in ruleset((WORKER, SERVER), group("sg-w", egress=[described]))
 
 
-def test_a_prefix_list_matches_nothing() -> None:
-    described = permission() | {"PrefixListIds": [{"PrefixListId": "pl-1"}]}
-    assert "goto deliver" not in ruleset((WORKER,), group("sg-w", egress=[described]))
+def listing(port: int = 443) -> dict[str, object]:
+    return permission(port=port) | {"PrefixListIds": [{"PrefixListId": "pl-1"}]}
+
+
+def test_a_prefix_list_stands_for_its_ranges() -> None:
+    groups = group("sg-w", egress=[listing()])
+    rules = ruleset((WORKER, GATEWAY), groups, prefix_lists={"pl-1": ["198.51.100.0/24"]})
+    assert "from_10_0_0_4 ip daddr { 198.51.100.0/24 } tcp dport 443-443 goto deliver" in rules
+
+
+def test_an_unknown_prefix_list_matches_nothing() -> None:
+    assert "goto deliver" not in ruleset((WORKER,), group("sg-w", egress=[listing()]), prefix_lists={"pl-2": ["::/0"]})
+
+
+def test_a_gateway_admits_whoever_may_go_out_to_it() -> None:
+    rules = ruleset((WORKER, GATEWAY), {})
+    assert "to_198_51_100_1 accept" in rules
+    assert "goto deliver" not in rules  # nobody may
+
+
+def test_members_of_one_port_send_from_its_addresses_only() -> None:
+    rules = ruleset((GATEWAY, ENDPOINT), {})
+    assert 'iifname "services" ip saddr != { 198.51.100.1, 10.0.0.6 } counter name spoofed drop' in rules
+
+
+def test_members_reach_their_resolver_for_dns_past_all_groups() -> None:
+    resolver = Member(port="services", address="10.0.0.2", groups=())
+    rules = ruleset((WORKER,), {}, resolvers=[resolver])
+    assert "ip saddr { 10.0.0.4 } ip daddr { 10.0.0.2 } meta l4proto { tcp, udp } th dport 53 accept" in rules
+    assert "10.0.0.2 :" not in rules  # it is reached in no other way, and reaches nobody
 
 
 def test_a_permission_keeps_its_port_range() -> None:

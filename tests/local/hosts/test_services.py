@@ -96,7 +96,7 @@ def test_the_agent_is_unprivileged_and_may_serve_the_other_two(host: Host) -> No
 def test_the_agent_is_told_where_aws_is_and_nothing_secret(host: Host) -> None:
     told = host.told("agent")
     given = {name for name in told["environ"] if name.startswith("AWS_")}  # type: ignore[attr-defined]
-    assert given == {"AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_REGION"}
+    assert given == {"AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_REGION"}
     assert told["aws"] == "/etc/holdfast/ca-bundle.pem"
 
 
@@ -160,5 +160,5 @@ def test_log_files_belong_to_their_service_and_the_agent_reads_them(host: Host) 
 def test_the_boot_log_tells_every_phase(host: Host) -> None:
     lines = [json.loads(line) for line in host.run("cat", str(PATHS.logs / "boot.log")).splitlines()]
     phases = [line["phase"] for line in lines if line["event"] == "phase"]
-    assert phases == ["boot", "user-data", "bundle", "services", "running"]
+    assert phases == ["boot", "user-data", "bundle", "mount", "services", "running"]
     assert all("time" in line for line in lines)
