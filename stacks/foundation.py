@@ -31,8 +31,13 @@ class FoundationStack(ClusterStack):
                 overlap=settings.identity.ca_overlap,
                 private_ca_arn=settings.identity.private_ca_arn,
             ),
+            remote_access=settings.cluster.remote_access,
             node_source=node_source,
             cache_directory=cache_directory,
         )
+        if self.foundation.sessions is not None:
+            operators = self.foundation.sessions.operator_policy
+            CfnOutput(self, "SessionDocument", value=self.foundation.names.session_document)
+            CfnOutput(self, "SessionPolicy", value=operators.managed_policy_arn, description="for operators with MFA")
         # The bundle is published with this stack; its digest here makes a new bundle a change of this stack.
         CfnOutput(self, "NodeBundle", value=self.foundation.bundle.sha256, description="SHA-256 of the node bundle")

@@ -10,14 +10,17 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from holdfast_node.contract.documents import (
+    DEFAULT_JOIN_SECONDS,
     DEFAULT_LOST_SECONDS,
     DEFAULT_MAX_RESTARTS,
     JOB_ID_PATTERN,
     MAX_DIGITS,
     MAX_RESTARTS,
     METRIC_PATTERN,
+    MIN_JOIN_SECONDS,
     MIN_LOST_SECONDS,
     Output,
+    RemoteAccess,
 )
 from holdfast_node.contract.roles import (
     CLUSTER_PATTERN,
@@ -33,6 +36,8 @@ from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gp
 RESERVED_ADDRESSES = 5
 #: Four interface endpoints and one mount target in every subnet.
 FIXED_ADDRESSES = 5
+#: Two more interface endpoints where operators may open sessions.
+SESSION_ADDRESSES = 2
 #: A week, as in holdfast.training.jobs (MAX_JOB_SECONDS).
 MAX_JOB_HOURS = 168
 #: A week, as in holdfast.enrolment (MAX_CERTIFICATE_HOURS).
@@ -77,6 +82,7 @@ class _Section(BaseModel):
 
 
 InstanceType = Annotated[str, Field(pattern=f"^{INSTANCE_TYPE_PATTERN.pattern}$", examples=["m7i.large"])]
+ScratchSize = Annotated[int, Field(ge=0, le=16384)]
 Price = Annotated[float, Field(ge=0, le=1000)]
 NodeCount = Annotated[int, Field(ge=1, le=MAX_NODES_PER_ROLE)]
 Port = Annotated[int, Field(ge=1024, le=65535)]
@@ -98,6 +104,15 @@ class Cluster(_Section):
         default=Removal.RETAIN,
         strict=False,
         description="what destroying a stack does to keys, buckets, checkpoints and logs",
+    )
+    dedicated_tenancy: bool = Field(
+        default=False,
+        description="whether instances run on hardware that no other account shares, at a higher price",
+    )
+    remote_access: RemoteAccess = Field(
+        default=RemoteAccess.NONE,
+        strict=False,
+        description="whether operators may open a recorded shell on a node: none or session-manager",
     )
     log_retention_days: int = Field(
         default=365,
@@ -129,6 +144,10 @@ class Fleet(_Section):
 
     instance_type: InstanceType = Field(description="their EC2 instance type, x86_64")
     max: NodeCount = Field(description="the most instances that one job may have")
+    scratch_gib: ScratchSize = Field(
+        default=64,
+        description="the size in GiB of an encrypted volume of their own for scratch files; on the root volume if 0",
+    )
     usd_per_hour: Price = Field(default=0.0, description="what one costs per hour on demand, for the job's budget")
 
 
@@ -182,6 +201,10 @@ class Limits(_Section):
     lost_seconds: Annotated[int, Field(ge=MIN_LOST_SECONDS, le=300)] = Field(
         default=DEFAULT_LOST_SECONDS,
         description="within how many seconds a lost process, node or connection is noticed; slower peers count as lost",
+    )
+    join_seconds: Annotated[int, Field(ge=MIN_JOIN_SECONDS, le=86_400)] = Field(
+        default=DEFAULT_JOIN_SECONDS,
+        description="within how many seconds all scripts of a job must have made their KVStore; else it starts again",
     )
     max_restarts: Annotated[int, Field(ge=0, le=MAX_RESTARTS)] = Field(
         default=DEFAULT_MAX_RESTARTS,
@@ -312,13 +335,15 @@ def _check_network(settings: Settings) -> None:
     network = _private_network(text, "[network] cidr", "an IPv4 network", "nodes have private addresses only")
     nodes = 1 + settings.servers.max + settings.workers.max
     nodes += settings.predictor.max if settings.predictor.job else 0
-    needed = nodes + FIXED_ADDRESSES + RESERVED_ADDRESSES
+    sessions = settings.cluster.remote_access is RemoteAccess.SESSION_MANAGER
+    fixed = FIXED_ADDRESSES + (SESSION_ADDRESSES if sessions else 0)
+    needed = nodes + fixed + RESERVED_ADDRESSES
     # Either zone may have to hold a whole job; a VPC is a /16 to a /28 and a subnet is half of it.
     longest = min(27, 31 - (needed - 1).bit_length())
     if not 16 <= network.prefixlen <= longest:
         raise SettingError(
             f"[network] cidr must be a /16 to a /{longest}, got /{network.prefixlen}; each of the two subnets needs "
-            f"{needed} addresses: {nodes} nodes, {FIXED_ADDRESSES} for endpoints, {RESERVED_ADDRESSES} that AWS keeps"
+            f"{needed} addresses: {nodes} nodes, {fixed} for endpoints, {RESERVED_ADDRESSES} that AWS keeps"
         )
 
 

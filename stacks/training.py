@@ -33,9 +33,9 @@ class TrainingStack(ClusterStack):
             "Cluster",
             foundation=foundation,
             network=network,
-            scheduler=_fleet(settings.scheduler),
-            servers=_fleet(settings.servers, settings.servers.max),
-            workers=_fleet(settings.workers, settings.workers.max),
+            scheduler=_fleet(settings, settings.scheduler),
+            servers=_fleet(settings, settings.servers, settings.servers.max),
+            workers=_fleet(settings, settings.workers, settings.workers.max),
             ports={
                 Role.SCHEDULER: settings.ports.scheduler,
                 Role.SERVER: settings.ports.server,
@@ -45,6 +45,7 @@ class TrainingStack(ClusterStack):
                 max_seconds=max_seconds,
                 heartbeat_seconds=settings.limits.heartbeat_seconds,
                 lost_seconds=settings.limits.lost_seconds,
+                join_seconds=settings.limits.join_seconds,
             ),
             retention=CheckpointRetention(**settings.checkpoints.model_dump()),
             removal_policy=self.data_removal,
@@ -93,11 +94,21 @@ class TrainingStack(ClusterStack):
             "Predictor",
             foundation=foundation,
             network=network,
-            fleet=FleetProps(instance_type=chosen.instance_type, max_count=chosen.max),
+            fleet=FleetProps(
+                instance_type=chosen.instance_type,
+                max_count=chosen.max,
+                dedicated=settings.cluster.dedicated_tenancy,
+            ),
             predictions=Predictions(job_id=chosen.job, **{name: getattr(chosen, name) for name in names}),
             clients=PredictorClients(ranges=chosen.client_ranges),
         )
 
 
-def _fleet(fleet: Scheduler | Fleet, max_count: int = 1) -> FleetProps:
-    return FleetProps(instance_type=fleet.instance_type, max_count=max_count, gpu=has_gpu(fleet.instance_type))
+def _fleet(settings: Settings, fleet: Scheduler | Fleet, max_count: int = 1) -> FleetProps:
+    return FleetProps(
+        instance_type=fleet.instance_type,
+        max_count=max_count,
+        gpu=has_gpu(fleet.instance_type),
+        scratch_gib=fleet.scratch_gib if isinstance(fleet, Fleet) else 0,
+        dedicated=settings.cluster.dedicated_tenancy,
+    )

@@ -20,6 +20,7 @@ from holdfast.foundation import ClusterFoundation
 from holdfast.keys import AuthorityProps, ClusterKeys
 from holdfast.network import PrivateNetwork
 from holdfast.predictor import PredictorClients, PredictorFleet
+from holdfast.remote_access import SessionAccess
 from holdfast.training.checkpoints import CheckpointRetention, CheckpointStore
 from holdfast.training.cluster import TrainingCluster
 from holdfast.training.fleet import FleetProps, NodeFleet
@@ -47,6 +48,7 @@ __all__ = [
     "PrivateNetwork",
     "PropertyError",
     "ServiceAccess",
+    "SessionAccess",
     "TrainingCluster",
     "acknowledge",
     "acknowledge_keys",

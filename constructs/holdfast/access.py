@@ -10,13 +10,15 @@ from aws_cdk import aws_iam as iam
 class ServiceAccess:
     """One AWS service that nodes call, with what they may do there.
 
-    `name` becomes the endpoint's construct id. `actions` and `resources` become its policy.
+    `name` becomes the endpoint's construct id. `actions` and `resources` become its policy, together with `also`:
+    statements without principals, which the network allows to this account's principals only.
     """
 
     name: str
     service: ec2.InterfaceVpcEndpointAwsService
     actions: tuple[str, ...]
     resources: tuple[str, ...]
+    also: tuple[iam.PolicyStatement, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

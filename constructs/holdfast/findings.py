@@ -31,6 +31,15 @@ def acknowledge(construct: IConstruct, finding: str, *, reason: str) -> None:
     Validations.of(construct).acknowledge(Acknowledgment(id=f"{pack}::{finding}", reason=reason))
 
 
+def written(stack: Stack, arn: str) -> str:
+    """Return an ARN as the id of a finding in `stack` writes it: references and variables in angle brackets."""
+    resolved = stack.resolve(arn)
+    if not isinstance(resolved, str):
+        delimiter, parts = resolved["Fn::Join"]
+        resolved = delimiter.join(part if isinstance(part, str) else f"<{part['Ref']}>" for part in parts)
+    return str(resolved).replace("${", "<").replace("}", ">")
+
+
 def acknowledge_keys(construct: IConstruct, bucket: s3.IBucket, *keys: str, reason: str) -> None:
     """Excuse that a policy ends in a wildcard for objects of `bucket`, for each of `keys` such as `jobs/*`.
 

@@ -16,6 +16,8 @@ from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.enrolment import EnrolmentFunction
 from holdfast.keys import AuthorityProps, ClusterKeys, only_signer
 from holdfast.names import ClusterNames
+from holdfast.remote_access import SessionAccess
+from holdfast_node.contract.documents import RemoteAccess
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
@@ -42,6 +44,7 @@ class ClusterFoundation(Construct):
         enrolment_concurrency: int | None = None,
         certificate_hours: int = 24,
         authority: AuthorityProps | None = None,
+        remote_access: RemoteAccess = RemoteAccess.NONE,
         node_source: Path | None = None,
         cache_directory: Path | None = None,
     ) -> None:
@@ -60,6 +63,8 @@ class ClusterFoundation(Construct):
                 (Lambda keeps 100 unreserved) to set anything aside.
             certificate_hours: how long a node's certificate lives, 1 to 168. Default: 24.
             authority: what signs certificates. Default: the first generation of a CA of the cluster's own.
+            remote_access: whether operators may open a shell on a node (see `SessionAccess`). Default: nobody may, and
+                nodes neither run the SSM agent nor reach its service.
             node_source: the directory with the package `holdfast_node`. Default: the installed one.
             cache_directory: where packed code is kept. Default: `.build` in the working directory.
 
@@ -111,6 +116,18 @@ class ClusterFoundation(Construct):
             if key is not None:
                 only_signer(key, self.enrolment.role.role_name)
         only_signer(self.keys.model_signing, self.names.role(Role.WORKER, Stack.of(self)))
+        self.remote_access = remote_access
+        #: The operators' way to a shell; None unless `remote_access` is `session-manager`.
+        self.sessions: SessionAccess | None = None
+        if remote_access is RemoteAccess.SESSION_MANAGER:
+            self.sessions = SessionAccess(
+                self,
+                "Sessions",
+                cluster_name=cluster_name,
+                encryption_key=self.keys.data,
+                log_retention=log_retention,
+                removal_policy=removal_policy,
+            )
         self.bundle = NodeBundle(self, "NodeBundle", source=node_source, cache_directory=cache_directory)
         #: What nodes install from; None where the bundle is for local hosts only.
         self.wheelhouse = Wheelhouse(self, "Wheelhouse", bundle=self.bundle) if self.bundle.boots_on_ec2 else None
@@ -126,7 +143,7 @@ class ClusterFoundation(Construct):
     def node_access(self) -> NodeAccess:
         """Return what nodes call and why: the network makes its endpoints, and their policies, from it."""
         services = ec2.InterfaceVpcEndpointAwsService
-        keys = self.keys
+        keys, sessions = self.keys, self.sessions
         return NodeAccess(
             services=(
                 ServiceAccess(
@@ -134,12 +151,14 @@ class ClusterFoundation(Construct):
                     service=services.KMS,
                     actions=("kms:GetPublicKey", "kms:Sign"),
                     resources=(keys.job_signing.key_arn, keys.model_signing.key_arn),
+                    also=sessions.statements_of("kms") if sessions else (),
                 ),
                 ServiceAccess(
                     name="Logs",
                     service=services.CLOUDWATCH_LOGS,
                     actions=("logs:CreateLogStream", "logs:PutLogEvents"),
                     resources=(self.node_log.log_group_arn,),
+                    also=sessions.statements_of("logs") if sessions else (),
                 ),
                 ServiceAccess(
                     name="States",
@@ -153,6 +172,7 @@ class ClusterFoundation(Construct):
                     actions=("lambda:InvokeFunction",),
                     resources=(self.enrolment.function.function_arn,),
                 ),
+                *(sessions.services() if sessions else ()),
             ),
             objects=(
                 iam.PolicyStatement(

@@ -13,6 +13,9 @@ from holdfast_node.contract.documents import require
 from holdfast_node.contract.errors import DocumentError
 from holdfast_node.contract.roles import CLUSTER_PATTERN, NodeRole, group_name
 
+#: The tag that says which cluster an instance is part of; policies for operators ask for it.
+CLUSTER_TAG = "holdfast:cluster"
+
 
 @dataclass(frozen=True)
 class ClusterNames:
@@ -65,6 +68,11 @@ class ClusterNames:
             ),
             stack,
         )
+
+    @property
+    def session_document(self) -> str:
+        """The Session document's name; AWS keeps names that begin with `aws` or `amazon` to itself."""
+        return f"holdfast-{self.cluster}-session"
 
     @property
     def metrics(self) -> str:

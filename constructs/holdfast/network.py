@@ -9,7 +9,7 @@ from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from holdfast.access import NodeAccess
+from holdfast.access import NodeAccess, ServiceAccess
 from holdfast.dependencies import depend
 from holdfast.errors import PropertyError
 from holdfast.names import ClusterNames
@@ -99,28 +99,19 @@ class PrivateNetwork(Construct):
         self.connections = ec2.Connections(
             security_groups=[self.endpoint_security_group], default_port=ec2.Port.tcp(HTTPS)
         )
-        self.endpoints = {
-            service.name: self._endpoint(service.name, service.service, service.actions, service.resources)
-            for service in access.services
-        }
+        self.endpoints = {service.name: self._endpoint(service) for service in access.services}
         self.s3_endpoint = self.vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
         self._allow_objects(access)
 
     def _own_account(self) -> dict[str, dict[str, str]]:
         return {"StringEquals": {"aws:PrincipalAccount": Stack.of(self).account}}
 
-    def _endpoint(
-        self,
-        name: str,
-        service: ec2.InterfaceVpcEndpointAwsService,
-        actions: tuple[str, ...],
-        resources: tuple[str, ...],
-    ) -> ec2.InterfaceVpcEndpoint:
+    def _endpoint(self, access: ServiceAccess) -> ec2.InterfaceVpcEndpoint:
         endpoint = ec2.InterfaceVpcEndpoint(
             self,
-            name,
+            access.name,
             vpc=self.vpc,
-            service=service,
+            service=access.service,
             subnets=self.subnets,
             security_groups=[self.endpoint_security_group],
             private_dns_enabled=True,
@@ -130,11 +121,13 @@ class PrivateNetwork(Construct):
             iam.PolicyStatement(
                 sid="Nodes",
                 principals=[iam.AnyPrincipal()],
-                actions=list(actions),
-                resources=list(resources),
+                actions=list(access.actions),
+                resources=list(access.resources),
                 conditions=self._own_account(),
             )
         )
+        for statement in access.also:
+            endpoint.add_to_policy(statement.copy(principals=[iam.AnyPrincipal()], conditions=self._own_account()))
         return endpoint
 
     def _allow_objects(self, access: NodeAccess) -> None:

@@ -25,4 +25,5 @@ def every_node(foundation: ClusterFoundation) -> list[iam.PolicyStatement]:
             actions=["logs:CreateLogStream", "logs:PutLogEvents"],
             resources=[foundation.node_log.log_group_arn],
         ),
+        *(foundation.sessions.node_statements() if foundation.sessions else ()),
     ]

@@ -95,7 +95,7 @@ class PredictorFleet(Construct):
             security_group=self.security_group,
             encryption_key=foundation.keys.data,
             statements=_statements(foundation, predictions.job_id),
-            user_data=_user_data(self, foundation, predictions),
+            user_data=_user_data(self, foundation, predictions, fleet),
         )
         acknowledge_keys(
             self.fleet.policy,
@@ -103,6 +103,8 @@ class PredictorFleet(Construct):
             f"{ModelsBucket.prefix(predictions.job_id)}*",
             reason="A model's files have names that only its script knows; the prefix is one job's.",
         )
+        if foundation.sessions is not None:
+            foundation.sessions.acknowledge_wildcards(self.fleet.policy)
         self._allow_traffic(network, port, clients)
         #: The predictors' connections; `allow_from` on its port lets in more.
         self.connections = ec2.Connections(security_groups=[self.security_group], default_port=ec2.Port.tcp(port))
@@ -167,7 +169,7 @@ def _statements(foundation: ClusterFoundation, job_id: str) -> list[iam.PolicySt
     ]
 
 
-def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Predictions) -> str:
+def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Predictions, fleet: FleetProps) -> str:
     config = NodeConfig(
         cluster=foundation.cluster_name,
         role=Serving.PREDICTOR,
@@ -183,6 +185,8 @@ def _user_data(scope: Construct, foundation: ClusterFoundation, predictions: Pre
         access_point_id="",
         bundle=foundation.bundle.document,
         wheelhouse=foundation.wheelhouse.document if foundation.wheelhouse else None,
+        remote_access=foundation.remote_access,
+        scratch_device=fleet.scratch_device,
         predictions=predictions,
     )
     try:

@@ -25,6 +25,7 @@ from holdfast_node.control import ServiceControl
 from holdfast_node.detection import Detection
 from holdfast_node.engines import get_engine
 from holdfast_node.jobs import load_job, unpack_code
+from holdfast_node.joining import Joining
 from holdfast_node.listeners import await_listener, require_free
 from holdfast_node.log_reading import exit_cause, first_step_ms, last_line, one_line, read_head, read_tail
 from holdfast_node.logship import LogShipper
@@ -171,8 +172,11 @@ class Part:
         peers = self._rendezvous.dialled_by(me.role)
         reachability = Reachability(me, peers, ports, node.detection.unreachable_seconds)
 
+        joining = Joining(peers, ports, node.config.join_seconds)
+
         def cut_off() -> str | None:
-            return reachability.look(_TABLE.read_text(), time.monotonic())
+            table, now = _TABLE.read_text(), time.monotonic()
+            return reachability.look(table, now) or joining.look(table, now)
 
         liveness = Liveness(("trainer", "tunnel"), node.services.main_pid, node.detection.stopped_seconds)
 

@@ -75,7 +75,7 @@ class Liveness:
         main = self._main_pid(service)
         own = [process for process in table if process.session == main and process.state != "Z"]
         if not any(process.pid == main for process in own):
-            yield f"the {service} has no process, and nobody has said that it ended"
+            yield f"the {service} has no process that can be seen, and nobody has said that it ended"
         for process in own:
             if process.state in _STOPPED:
                 who = f"the {service}" if process.pid == main else f"process {process.pid} of the {service}"

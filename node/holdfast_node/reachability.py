@@ -23,11 +23,12 @@ Endpoint = tuple[str, int]
 
 @dataclass(frozen=True)
 class Connection:
-    """A connection's ends, and whether its peer owes an answer: to data sent again, a probe, or the first packet."""
+    """A connection's ends, whether its peer owes an answer (to data sent again, a probe, a dial), whether it is up."""
 
     local: Endpoint
     remote: Endpoint
     unanswered: bool
+    up: bool
 
 
 def connections(table: str) -> Iterator[Connection]:
@@ -39,7 +40,7 @@ def connections(table: str) -> Iterator[Connection]:
     for row in (line.split() for line in table.splitlines()[1:]):
         if len(row) > 8 and row[3] in (_ESTABLISHED, _SYN_SENT):
             unanswered = row[3] == _SYN_SENT or int(row[6], 16) > 0 or int(row[8]) > 0
-            yield Connection(_endpoint(row[1]), _endpoint(row[2]), unanswered)
+            yield Connection(_endpoint(row[1]), _endpoint(row[2]), unanswered, row[3] == _ESTABLISHED)
 
 
 class Reachability:

@@ -85,3 +85,24 @@ def by_sid(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     result = {statement["Sid"]: statement for statement in statements}
     assert len(result) == len(statements), "two statements share a Sid"
     return result
+
+
+def synthesize(folder: Path, changes: dict[str, dict[str, Any]], name: str = "dev") -> Deployment:
+    """Return the deployment of one of the repository's settings files with some values changed, judged by the pack.
+
+    In this process: the findings that are left are in `validation-report.json`, and raise at synthesis.
+    """
+    import aws_cdk as cdk
+    from app import build
+
+    from stacks.config import load
+    from stacks.settings import Settings
+
+    values = load(name).model_dump()
+    for table, keys in changes.items():
+        values[table] |= keys
+    context = json.loads((ROOT / "cdk.json").read_text())["context"]
+    app = cdk.App(outdir=str(folder), analytics_reporting=False, context=context)
+    build(app, Settings.model_validate(values))
+    app.synth()
+    return Deployment(folder, name)

@@ -192,6 +192,10 @@ REFUSED_PROPS = {
         lambda _: JobLimits(lost_seconds=9),
         "lost_seconds must be between 10 and heartbeat_seconds - 1 (599), got 9; a slow node is not a lost one",
     ),
+    "no time to start": (
+        lambda _: JobLimits(join_seconds=59),
+        "join_seconds must be at least 60, got 59; MXNet itself needs some of it",
+    ),
     "a job of more than a week": (
         lambda _: JobLimits(max_seconds=169 * 3600),
         "max_seconds must be at most 604800 (168 h), got 608400; split the job: it can go on from its last checkpoint",

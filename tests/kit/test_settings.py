@@ -27,6 +27,16 @@ VALID = {
 
 PRIVATE_CA = "arn:aws:acm-pca:us-east-1:111122223333:certificate-authority/12345678-1234-1234-1234-123456789012"
 REFUSALS = {
+    "a shell over SSH": (
+        {"cluster.remote_access": '"ssh"'},
+        "[cluster] remote_access must be 'none' or 'session-manager', got 'ssh'; set it to whether operators may open "
+        "a recorded shell on a node: none or session-manager",
+    ),
+    "a volume that EBS does not make": (
+        {"workers.scratch_gib": "20000"},
+        "[workers] scratch_gib must be between 0 and 16384, got 20000; set it to the size in GiB of an encrypted "
+        "volume of their own for scratch files; on the root volume if 0",
+    ),
     "zero workers": (
         {"workers.max": "0"},
         "[workers] max must be between 1 and 150, got 0; set it to the most instances that one job may have",
@@ -37,7 +47,7 @@ REFUSALS = {
     ),
     "unknown key": (
         {"workers.maximum": "3"},
-        "[workers] maximum is unknown, allowed: instance_type, max, usd_per_hour (did you mean max?); "
+        "[workers] maximum is unknown, allowed: instance_type, max, scratch_gib, usd_per_hour (did you mean max?); "
         "remove it or correct its name",
     ),
     "unknown table": (
@@ -264,6 +274,11 @@ REFUSALS = {
         {"limits.lost_seconds": "9"},
         "[limits] lost_seconds must be between 10 and 300, got 9; set it to within how many seconds a lost process, "
         "node or connection is noticed; slower peers count as lost",
+    ),
+    "no time to start": (
+        {"limits.join_seconds": "59"},
+        "[limits] join_seconds must be between 60 and 86400, got 59; set it to within how many seconds all scripts of "
+        "a job must have made their KVStore; else it starts again",
     ),
     "a worker lost after the scheduler": (
         {"limits.lost_seconds": "60", "limits.heartbeat_seconds": "60"},

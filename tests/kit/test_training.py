@@ -3,13 +3,15 @@
 import json
 import re
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.kit.support import PARTS, ROOT, Deployment
+from tests.kit.support import PARTS, ROOT, Deployment, synthesize
 
 from holdfast_local.hosts.userdata import node_config
-from holdfast_node.contract.documents import Retention
+from holdfast_node.contract.documents import NodeConfig, Retention
 from holdfast_node.contract.layout import UIDS, User
 from holdfast_node.contract.roles import DEFAULT_PORTS, DIALS, Role
 
@@ -86,13 +88,47 @@ def test_metadata_needs_a_token_and_goes_one_hop(dev: Deployment, role: Role) ->
 
 
 @pytest.mark.parametrize("role", Role)
-def test_volumes_are_encrypted_with_the_data_key_and_go_with_the_instance(dev: Deployment, role: Role) -> None:
-    (mapping,) = launch_data(dev, role)["BlockDeviceMappings"]
-    volume = mapping["Ebs"]
-    assert (volume["Encrypted"], volume["KmsKeyId"], volume["VolumeType"], volume["DeleteOnTermination"]) == (
-        *(True, "<FoundationKeysData.Arn>"),
-        *("gp3", True),
-    )
+def test_every_volume_is_encrypted_with_the_data_key_and_goes_with_the_instance(dev: Deployment, role: Role) -> None:
+    mappings = launch_data(dev, role)["BlockDeviceMappings"]
+    scratch = [] if role is Role.SCHEDULER else [("/dev/sdb", 64)]
+    root = 150 if role is Role.WORKER else 30
+    assert [(m["DeviceName"], m["Ebs"]["VolumeSize"]) for m in mappings] == [("/dev/xvda", root), *scratch]
+    for mapping in mappings:
+        volume = {name: value for name, value in mapping["Ebs"].items() if name != "VolumeSize"}
+        assert volume == {
+            **{"Encrypted": True, "KmsKeyId": "<FoundationKeysData.Arn>"},
+            **{"VolumeType": "gp3", "DeleteOnTermination": True},
+        }
+
+
+@pytest.mark.parametrize("settings", ["local", "dev", "prod"])
+def test_no_volume_of_any_template_is_without_the_data_key(
+    synthesized: Callable[[str], Deployment], settings: str
+) -> None:
+    templates = synthesized(settings).properties("AWS::EC2::LaunchTemplate").values()
+    volumes = [m["Ebs"] for t in templates for m in t["LaunchTemplateData"]["BlockDeviceMappings"]]
+    assert len(volumes) >= len(Role)
+    assert {(v["Encrypted"], v["KmsKeyId"]) for v in volumes} == {(True, "<FoundationKeysData.Arn>")}
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_node_is_told_of_the_scratch_volume_that_it_has(dev: Deployment, local: Deployment, role: Role) -> None:
+    def told(deployment: Deployment) -> str:
+        line = next(line for line in user_data(deployment, role).splitlines() if line.startswith('{"'))
+        return NodeConfig.parse(line).scratch_device
+
+    assert (told(dev), told(local)) == ("" if role is Role.SCHEDULER else "/dev/sdb", "")
+
+
+@pytest.mark.parametrize("role", Role)
+def test_instances_share_hardware_unless_the_settings_say_otherwise(dev: Deployment, role: Role) -> None:
+    assert "Placement" not in launch_data(dev, role)
+
+
+def test_dedicated_tenancy_is_every_instances(tmp_path: Path) -> None:
+    changes = {"cluster": {"dedicated_tenancy": True}, "predictor": {"job": "digits-20260102-030405-ab12"}}
+    templates = synthesize(tmp_path, changes).properties("AWS::EC2::LaunchTemplate").values()
+    assert [t["LaunchTemplateData"]["Placement"] for t in templates] == [{"Tenancy": "dedicated"}] * (len(Role) + 1)
 
 
 @pytest.mark.parametrize("role", Role)

@@ -90,7 +90,6 @@ def test_stop_gives_up_on_a_manager_that_does_not_answer(
 def test_a_service_s_process_id_is_what_its_manager_wrote(manager: Manager, services: ServiceControl) -> None:
     record = manager.paths.main_pid("trainer")
     assert services.main_pid("trainer") is None
-    record.parent.mkdir()
     record.write_text("")
     assert services.main_pid("trainer") is None
     record.write_text("4711")

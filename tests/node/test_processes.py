@@ -46,11 +46,11 @@ LOST = {
     ),
     "a trainer that ended and nobody says so": (
         [process(TRAINER, "Z"), process(TUNNEL)],
-        "the trainer has no process, and nobody has said that it ended, for 6 s",
+        "the trainer has no process that can be seen, and nobody has said that it ended, for 6 s",
     ),
     "a tunnel that never started": (
         [process(TRAINER)],
-        "the tunnel has no process, and nobody has said that it ended, for 6 s",
+        "the tunnel has no process that can be seen, and nobody has said that it ended, for 6 s",
     ),
 }
 
@@ -66,7 +66,10 @@ def test_lost_is(table: list[Process], words: str) -> None:
 def test_a_service_that_was_never_asked_for_has_no_process() -> None:
     watch = Liveness(("trainer",), lambda _service: None, LIMIT)
     watch.look(WELL, 0.0)
-    assert watch.look(WELL, LIMIT) == "the trainer has no process, and nobody has said that it ended, for 6 s"
+    assert (
+        watch.look(WELL, LIMIT)
+        == "the trainer has no process that can be seen, and nobody has said that it ended, for 6 s"
+    )
 
 
 NOT_LOST = {

@@ -101,12 +101,14 @@ class TrainingCluster(Construct):
                 statements=node_statements(
                     role, foundation=foundation, checkpoints=self.checkpoints, state_machine_arn=state_machine_arn
                 ),
-                user_data=self._user_data(role),
+                user_data=self._user_data(role, props[role]),
             )
             for role in Role
         }
         for role, fleet in self.fleets.items():
             acknowledge_wildcards(role, fleet.policy, foundation)
+            if foundation.sessions is not None:
+                foundation.sessions.acknowledge_wildcards(fleet.policy)
         self.jobs = JobStateMachine(
             self,
             "Jobs",
@@ -177,7 +179,7 @@ class TrainingCluster(Construct):
                 description=f"{role} to the S3 gateway endpoint",
             )
 
-    def _user_data(self, role: Role) -> str:
+    def _user_data(self, role: Role, props: FleetProps) -> str:
         foundation, mounts = self.foundation, role in CHECKPOINTING
         config = NodeConfig(
             cluster=foundation.cluster_name,
@@ -194,8 +196,11 @@ class TrainingCluster(Construct):
             access_point_id=self.checkpoints.access_point.access_point_id if mounts else "",
             bundle=foundation.bundle.document,
             wheelhouse=foundation.wheelhouse.document if foundation.wheelhouse else None,
+            remote_access=foundation.remote_access,
+            scratch_device=props.scratch_device,
             retention=self.retention.document,
             lost_seconds=self.limits.lost_seconds,
+            join_seconds=self.limits.join_seconds,
         )
         try:
             return node_user_data(config)

@@ -13,7 +13,7 @@ from constructs import Construct
 from holdfast.dependencies import depend
 from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge
-from holdfast.names import ClusterNames
+from holdfast.names import CLUSTER_TAG, ClusterNames
 from holdfast.network import PrivateNetwork
 from holdfast_node.contract.roles import MAX_NODES_PER_ROLE, NodeRole
 
@@ -23,6 +23,11 @@ LINUX_IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x8
 GPU_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id"
 _VOLUME_GIB = 30
 _GPU_VOLUME_GIB = 150  # the GPU image alone needs 75
+#: The most of a gp3 volume (EBS user guide, "General Purpose SSD volumes").
+_MAX_VOLUME_GIB = 16384
+#: The name of the scratch volume; Amazon Linux 2023 links it to the NVMe device that it becomes (EC2 user guide,
+#: "Map block devices for NVMe volumes": the link's name is in the device's vendor data).
+SCRATCH_DEVICE = "/dev/sdb"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,9 @@ class FleetProps:
     """What one role's instances are.
 
     `max_count` is the most that one job may have. `machine_image` defaults to Amazon Linux 2023, with NVIDIA's
-    driver if `gpu`; `volume_gib` to 30 GiB, or 150 GiB if `gpu`. The node environment
+    driver if `gpu`; `volume_gib` to 30 GiB, or 150 GiB if `gpu`. `scratch_gib` is the size of a blank volume for the
+    trainer's work directory; default: 0, and the directory is on the root volume. With `dedicated`, instances run on
+    hardware that no other account's instances share; default: they do not ask for it. The node environment
     holds MXNet's CPU build: this release trains on CPUs, with or without a GPU, until the CUDA build is bundled.
     """
 
@@ -39,13 +46,25 @@ class FleetProps:
     gpu: bool = False
     machine_image: ec2.IMachineImage | None = None
     volume_gib: int | None = None
+    scratch_gib: int = 0
+    dedicated: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.scratch_gib <= _MAX_VOLUME_GIB:
+            raise PropertyError(
+                f"scratch_gib must be between 0 and {_MAX_VOLUME_GIB}, got {self.scratch_gib}; 0 leaves scratch files "
+                "on the root volume"
+            )
         if not 1 <= self.max_count <= MAX_NODES_PER_ROLE:
             raise PropertyError(
                 f"max_count must be between 1 and {MAX_NODES_PER_ROLE}, got {self.max_count}; "
                 "the overlay has no more addresses for a role"
             )
+
+    @property
+    def scratch_device(self) -> str:
+        """Where a node finds its scratch volume, as its configuration says it; empty if it has none."""
+        return SCRATCH_DEVICE if self.scratch_gib else ""
 
     @property
     def image(self) -> ec2.IMachineImage:
@@ -130,19 +149,16 @@ class NodeFleet(Construct):
             ebs_optimized=True,
             instance_initiated_shutdown_behavior=ec2.InstanceInitiatedShutdownBehavior.TERMINATE,
             block_devices=[
-                ec2.BlockDevice(
-                    device_name="/dev/xvda",
-                    volume=ec2.BlockDeviceVolume.ebs(
-                        props.volume_gib or gpu_default,
-                        encrypted=True,
-                        kms_key=encryption_key,
-                        volume_type=ec2.EbsDeviceVolumeType.GP3,
-                        delete_on_termination=True,
-                    ),
-                )
+                _volume("/dev/xvda", props.volume_gib or gpu_default, encryption_key),
+                *([_volume(SCRATCH_DEVICE, props.scratch_gib, encryption_key)] if props.scratch_gib else []),
             ],
         )
+        if props.dedicated:
+            template = self.launch_template.node.default_child
+            assert isinstance(template, ec2.CfnLaunchTemplate)
+            template.add_property_override("LaunchTemplateData.Placement", {"Tenancy": "dedicated"})
         Tags.of(self).add("Name", names.group(role))
+        Tags.of(self).add(CLUSTER_TAG, cluster_name)
         self.group = autoscaling.AutoScalingGroup(
             self,
             "Group",
@@ -163,3 +179,17 @@ class NodeFleet(Construct):
             reason="Groups grow and shrink with every job; their own history and CloudTrail hold each change.",
         )
         self.connections = ec2.Connections(security_groups=[security_group])
+
+
+def _volume(device: str, gib: int, key: kms.IKey) -> ec2.BlockDevice:
+    """Return a volume that is encrypted with the cluster's key and goes with its instance."""
+    return ec2.BlockDevice(
+        device_name=device,
+        volume=ec2.BlockDeviceVolume.ebs(
+            gib,
+            encrypted=True,
+            kms_key=key,
+            volume_type=ec2.EbsDeviceVolumeType.GP3,
+            delete_on_termination=True,
+        ),
+    )

@@ -20,7 +20,12 @@ from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge
 from holdfast.foundation import ClusterFoundation
 from holdfast.training.job_definition import job_definition
-from holdfast_node.contract.documents import DEFAULT_LOST_SECONDS, MIN_LOST_SECONDS
+from holdfast_node.contract.documents import (
+    DEFAULT_JOIN_SECONDS,
+    DEFAULT_LOST_SECONDS,
+    MIN_JOIN_SECONDS,
+    MIN_LOST_SECONDS,
+)
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
 
@@ -44,22 +49,29 @@ MAX_JOB_SECONDS = 168 * 3600
 
 @dataclass(frozen=True, kw_only=True)
 class JobLimits:
-    """What no job may exceed, enforced by the state machine; and by the nodes, which `lost_seconds` is for.
+    """What no job may exceed, enforced by the state machine; and by the nodes, which the last two are for.
 
     `max_seconds` is the longest deadline. `heartbeat_seconds` is how long the scheduler may be silent, its boot
     included; a job's deadline must be longer. `lost_seconds` is within how long any other lost process, node or
-    connection is noticed; the job then goes on as a new generation.
+    connection is noticed; the job then goes on as a new generation. So it does when its processes have not joined each
+    other within `join_seconds`, because a script hangs before it makes its KVStore, for example.
     """
 
     max_seconds: int = 4 * 3600
     heartbeat_seconds: int = 600
     lost_seconds: int = DEFAULT_LOST_SECONDS
+    join_seconds: int = DEFAULT_JOIN_SECONDS
 
     def __post_init__(self) -> None:
         if not MIN_LOST_SECONDS <= self.lost_seconds < self.heartbeat_seconds:
             raise PropertyError(
                 f"lost_seconds must be between {MIN_LOST_SECONDS} and heartbeat_seconds - 1 "
                 f"({self.heartbeat_seconds - 1}), got {self.lost_seconds}; a slow node is not a lost one"
+            )
+        if self.join_seconds < MIN_JOIN_SECONDS:
+            raise PropertyError(
+                f"join_seconds must be at least {MIN_JOIN_SECONDS}, got {self.join_seconds}; "
+                "MXNet itself needs some of it"
             )
         if not 0 < self.heartbeat_seconds < self.max_seconds:
             raise PropertyError(

@@ -65,7 +65,6 @@ class ServiceManager:
         self._restart_at: dict[str, float] = {}
         # Through descriptors: where a host's users are one, the agent owns the directory above these too.
         self._records = _open_directory(paths.exit_record("any").parent)
-        self._pids = _open_directory(paths.main_pid("any").parent)
         self._reloads = _open_directory(paths.reload_request("any").parent)
 
     def start(self) -> None:
@@ -195,7 +194,7 @@ class ServiceManager:
         mark = _identity(self._paths.alive(service.name))  # an earlier process may have left one
         process = self._spawn(service)
         self._running[process.pid] = _Running(service, process, mark, time.monotonic())
-        _write(self._pids, service.name, str(process.pid))
+        _write(self._records, f"{service.name}.pid", str(process.pid))
         self._report(service.name, "running")
 
     def _spawn(self, service: Service) -> "subprocess.Popen[bytes]":

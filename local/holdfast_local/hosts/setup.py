@@ -88,7 +88,6 @@ def make_directories(paths: NodePaths, uids: dict[User, int] | None) -> None:
         (paths.reload_request("any").parent, agent, agent, 0o755),
         (paths.alive("any").parent, agent, agent, 0o755),
         (paths.exit_record("any").parent, root, root, 0o755),
-        (paths.main_pid("any").parent, root, root, 0o755),
         (paths.checkpoints, trainer, trainer, 0o700),
     )
     for directory, owner, group, mode in table:

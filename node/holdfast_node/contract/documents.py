@@ -36,6 +36,10 @@ DOCUMENT_VERSION = 1
 DEFAULT_LOST_SECONDS = 15
 #: Less leaves no room for a pause of the network or of a busy machine.
 MIN_LOST_SECONDS = 10
+#: How long all scripts may take to make their KVStore, counted from the generation's start, unless the settings say
+#: otherwise: they may load their data before. Less than a minute leaves no room for MXNet's own start.
+DEFAULT_JOIN_SECONDS = 1800
+MIN_JOIN_SECONDS = 60
 #: How often a job starts again after a failure, unless its submission says otherwise; and the most that it may say.
 DEFAULT_MAX_RESTARTS = 2
 MAX_RESTARTS = 100
@@ -213,7 +217,8 @@ class NodeConfig(Document):
     `file_system_id` and `access_point_id` are empty for roles that mount no file system: schedulers and predictors.
     `wheelhouse` is None where the bundle has no installer, which is for local hosts only. `predictions` is a
     predictor's alone.
-    `lost_seconds` is within how long a lost process, node or connection is noticed (see docs/failure.md).
+    `lost_seconds` is within how long a lost process, node or connection is noticed, `join_seconds` how long the nodes
+    of a generation may take to join each other (see docs/failure.md).
     `remote_access` says whether the image's SSM agent may run: a node masks it unless it is `session-manager`, and
     then has the user `OPERATOR` (contract/layout.py) for the sessions' shells.
     `scratch_device` is the name under which a blank volume is attached for `NodePaths.work`, such as /dev/sdb (a link
@@ -235,6 +240,7 @@ class NodeConfig(Document):
     bundle: Bundle
     wheelhouse: Wheelhouse | None = None
     lost_seconds: int = DEFAULT_LOST_SECONDS
+    join_seconds: int = DEFAULT_JOIN_SECONDS
     retention: Retention = DEFAULT_RETENTION
     predictions: Predictions | None = None
     remote_access: RemoteAccess = RemoteAccess.NONE
@@ -255,6 +261,8 @@ class NodeConfig(Document):
             require(DEVICE_PATTERN, self.scratch_device, "scratch_device")
         if self.lost_seconds < MIN_LOST_SECONDS:
             raise DocumentError(f"lost_seconds must be at least {MIN_LOST_SECONDS}, got {self.lost_seconds}")
+        if self.join_seconds < MIN_JOIN_SECONDS:
+            raise DocumentError(f"join_seconds must be at least {MIN_JOIN_SECONDS}, got {self.join_seconds}")
         if (self.predictions is not None) != (self.role is Serving.PREDICTOR):
             raise DocumentError(f"predictions must be given for a predictor and for nobody else, this is a {self.role}")
         if set(self.ports) != set(Role) or len(set(self.ports.values())) != len(Role):

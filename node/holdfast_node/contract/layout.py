@@ -119,7 +119,7 @@ class NodePaths:
 
     def main_pid(self, service: str) -> Path:
         """Where the service manager writes the process id, in decimal, of a service that it has started."""
-        return self.run / "pid" / service
+        return self.run / "exit" / f"{service}.pid"
 
     def log(self, service: str) -> Path:
         """The log file of a service."""

@@ -1,14 +1,14 @@
 """The services of a node, in start order: one table for systemd units and for local hosts.
 
-A service manager (systemd on EC2, `holdfast_local` on one machine) runs `once` services to their end as root,
-starts the others as their user when `waits_for_request` is false or when the agent has created
-`NodePaths.start_request(name)`, and writes `NodePaths.exit_record(name)` when one has ended. The main process of a
-service leads a session of its own (as systemd's do), `NodePaths.main_pid(name)` has its id from the start on
-(`ExecStartPost=` with `$MAINPID`), and the agent can read the states of all processes (no `ProtectProc=` for it). When
-the agent creates `NodePaths.reload_request(name)`, the manager removes that file and sends SIGHUP to the main process
-of a service that reloads; one that does not run is not started: it reads its files when it starts. A service with
-`restarts` is started again when a signal has ended it (systemd's `Restart=on-abnormal`); a status that it chose itself
-stands. One with a `watchdog_seconds` changes `NodePaths.alive(name)` within `WATCHDOG_START_SECONDS` of its start
+A service manager (systemd on EC2, `holdfast_local` on one machine) runs `once` services to their end as root, starts
+the others as their user when `waits_for_request` is false or when the agent has created
+`NodePaths.start_request(name)`, and writes `NodePaths.exit_record(name)` when one has ended. The main processes of
+trainer and tunnel lead sessions of their own (as systemd's do), `NodePaths.main_pid(name)` has their ids from the start
+on (`ExecStartPost=` with `$MAINPID`), and the agent can read their states (no `ProtectProc=` for it). When the agent
+creates `NodePaths.reload_request(name)`, the manager removes that file and sends SIGHUP to the main process of a
+service that reloads; one that does not run is not started: it reads its files when it starts. A service with `restarts`
+is started again when a signal has ended it (systemd's `Restart=on-abnormal`); a status that it chose itself stands. One
+with a `watchdog_seconds` changes `NodePaths.alive(name)` within `WATCHDOG_START_SECONDS` of its start
 (`TimeoutStartSec=`) and then more often than that, and is killed when it does not (`WatchdogSec=`): a stopped process
 ends neither by itself nor by asking.
 

@@ -3,6 +3,7 @@
 import re
 import shlex
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,23 @@ def test_the_unit_logs_and_records_where_the_contract_says(entry: Service) -> No
     assert after.startswith("+") and after.endswith(f"-m holdfast_node.systemd.ended --root / {entry.name}")
     if not entry.once:
         assert unit.all("Service", "ExecStartPre")[0] == f"+/usr/bin/rm -f {PATHS.exit_record(entry.name)}"
+
+
+@pytest.mark.parametrize("name", ["trainer", "tunnel"])
+def test_a_service_s_process_id_is_where_the_agent_looks_for_it_and_can_be_read(name: str, tmp_path: Path) -> None:
+    program, *arguments = shlex.split(str(service(name).one("Service", "ExecStartPost")))
+    assert program == "+/usr/bin/sh"  # as root
+    record = tmp_path / "record"
+    text = arguments[1].replace(str(PATHS.main_pid(name)), str(record))
+    subprocess.run(["sh", "-c", text], env={"MAINPID": "4711"}, check=True, umask=0o027)
+    assert record.read_text() == "4711\n"
+    assert record.stat().st_mode & 0o777 == 0o644
+    assert PATHS.main_pid(name).parent == PATHS.exit_record(name).parent  # which the unit binds for both
+
+
+def test_the_agent_sees_the_other_services_processes_and_nobody_else_does() -> None:
+    hiding = {entry.name for entry in TABLE if service(entry.name).one("Service", "ProtectProc") == "invisible"}
+    assert hiding == {entry.name for entry in TABLE} - {"agent"}
 
 
 @pytest.mark.parametrize("entry", [entry for entry in TABLE if not entry.once], ids=lambda entry: entry.name)

@@ -11,9 +11,12 @@ HERE = Path(__file__).parent / "in_node"
 MakeCluster = Callable[..., Any]
 
 
-def run(cluster: MakeCluster, feature: str, kvstore: str) -> dict[str, Any]:
+def run(cluster: MakeCluster, feature: str, kvstore: str, vanilla: bool = False) -> dict[str, Any]:
     job = cluster(code=HERE, entry="features.py", args=(feature, kvstore), workers=1, servers=2)
-    job.start()
+    if vanilla:
+        job.start_vanilla()
+    else:
+        job.start()
     assert set(job.wait(timeout=120).values()) == {0}, job.logs()
     (line,) = (line for line in job.log("worker0").splitlines() if line.startswith("RESULT "))
     result = json.loads(line.removeprefix("RESULT "))
@@ -25,6 +28,7 @@ def run(cluster: MakeCluster, feature: str, kvstore: str) -> dict[str, Any]:
     ("feature", "kvstore"),
     [
         ("gluon_trainer", "dist_device_sync"),
+        ("without_update_on_kvstore", "dist_sync"),
         ("half_precision", "dist_async"),
         ("compression", "dist_sync"),
         ("row_sparse", "dist_sync"),
@@ -38,8 +42,9 @@ def test_a_feature_trains_on_the_servers_as_it_does_without_them(
     assert result and all(result.values()), result
 
 
-def test_updating_on_the_workers_is_not_refused(cluster: MakeCluster) -> None:
-    assert run(cluster, "without_update_on_kvstore", "dist_sync") == {"moved": True}
+def test_a_pull_is_not_overtaken_by_a_push_that_follows_it_as_it_is_in_vanilla(cluster: MakeCluster) -> None:
+    assert run(cluster, "pulls_before_pushes", "dist_sync", vanilla=True) == {"in order": False, "pushed": True}
+    assert run(cluster, "pulls_before_pushes", "dist_sync") == {"in order": True, "pushed": True}
 
 
 REFUSED = {

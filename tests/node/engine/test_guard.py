@@ -214,6 +214,33 @@ def test_a_message_that_harms_vanilla_ends_the_job_with_the_name_of_its_sender(c
             rogue.close()
 
 
+def test_a_workers_requests_are_followed_in_the_order_in_which_they_were_checked(cluster: MakeCluster) -> None:
+    """A pull that is sent after its key's first push, and says that it is more urgent, aborts vanilla's server."""
+    jobs = vanilla, guarded = [cluster(workers=1, servers=1) for _ in range(2)]
+    vanilla.start_vanilla("scheduler0", "server0")
+    guarded.start("scheduler0", "server0")
+    rogues = []
+    try:
+        for job in jobs:
+            rogue = RogueWorker(address(job, "scheduler0"), address(job, "worker0"), 0)
+            rogues.append(rogue)
+            server = rogue.dial(address(job, "server0"))
+            busy = bytes(64 << 20)  # the server still copies these when the next ones are there
+            server.send(attacker.meta(push=1, **REQUEST), attacker.keys(0), busy, attacker.lengths(len(busy)))
+            one = struct.pack("=f", 1.0)
+            server.send(attacker.meta(push=1, **REQUEST), attacker.keys(1), one, attacker.lengths(len(one)))
+            server.send(attacker.meta(pull=1, priority=1, **REQUEST), attacker.keys(1), b"")
+            server.send(attacker.meta(head=2, simple_app=1, priority=-1, **REQUEST))  # stop
+            barrier = attacker.control(attacker.BARRIER, group=7)
+            rogue.to_scheduler.send(attacker.meta(request=1, app_id=0, customer_id=0, control=barrier))
+        assert vanilla.wait("server0", timeout=30) == {"server0": -signal.SIGABRT}
+        assert "init 1 first" in vanilla.log("server0")
+        assert set(guarded.wait("server0", "scheduler0", timeout=60).values()) == {0}, guarded.logs()
+    finally:
+        for rogue in rogues:
+            rogue.close()
+
+
 @pytest.fixture
 def waiting(cluster: MakeCluster) -> tuple[Any, Any]:
     """A vanilla and a guarded job that have trained a step and wait to go on."""

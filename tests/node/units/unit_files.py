@@ -44,7 +44,7 @@ def image(root: Path, role: str = "worker") -> Path:
     (root / "etc").mkdir(parents=True)
     for file in ("etc/passwd", "etc/group"):
         (root / file).write_text("")
-    programs = [f"usr/bin/{name}" for name in ("rm", "systemctl", "stunnel", "env")]
+    programs = [f"usr/bin/{name}" for name in ("rm", "sh", "systemctl", "stunnel", "env")]
     for program in ("opt/holdfast/venv/bin/python", *programs):
         (root / program).parent.mkdir(parents=True, exist_ok=True)
         (root / program).write_text("#!/bin/true\n")

@@ -1,7 +1,12 @@
 """What MXNet would accept and a server could only refuse: said on the worker, before the first gradient leaves.
 
-And two repairs, so that scripts run unchanged where vanilla stops: Gluon's Trainer may change its batch size, and
-may use gradient compression. docs/mxnet-compatibility.md has the whole table.
+And three repairs. Two let scripts run unchanged where vanilla stops: Gluon's Trainer may change its batch size, and
+may use gradient compression. The third makes a pull see what was pushed before it and nothing newer: ps-lite hands
+requests to a server's one thread from a heap (threadsafe_pqueue.h) that keeps no order among equal priorities, so
+that of a pull and a push sent after it either may come first; and rank 0's own engine does not order the two where
+they are of different arrays. Where the servers hold no optimizer, a weight's first pull then brings its gradient. So a
+push waits until the worker has what it pulled of the same key; MXNet orders the rest itself, by the gradient's array.
+docs/mxnet-compatibility.md has the whole table.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +23,7 @@ def install(library: Any, store_class: Any, trainer_class: Any, profiler: Any, n
     """Patch MXNet's KVStore, Gluon's Trainer and the profiler; do it after `updates.install`."""
     library.MXKVStoreCreate = _once(library.MXKVStoreCreate)
     storage: dict[Any, str] = {}
+    pulled: dict[Any, Any] = {}
 
     def initialising(method: Callable[..., Any]) -> Callable[..., Any]:
         def init(self: Any, key: Any, value: Any, *arguments: Any, **named: Any) -> Any:
@@ -39,6 +45,34 @@ def install(library: Any, store_class: Any, trainer_class: Any, profiler: Any, n
             return method(self, key, value, *arguments, **named)
 
         return push
+
+    def settling(method: Callable[..., Any]) -> Callable[..., Any]:
+        def push(self: Any, key: Any, *arguments: Any, **named: Any) -> Any:
+            if self._is_distributed:
+                for one in key if isinstance(key, list | tuple) else (key,):
+                    for array in _leaves(pulled.pop(one, [])):
+                        array.wait_to_read()
+            return method(self, key, *arguments, **named)
+
+        return push
+
+    def broadcasting(method: Callable[..., Any]) -> Callable[..., Any]:
+        def broadcast(self: Any, key: Any, value: Any, out: Any, priority: int = 0) -> Any:
+            result = method(self, key, value, out, priority)
+            if self._is_distributed:
+                pulled.update(_pairs(key, out))
+            return result
+
+        return broadcast
+
+    def pulling(method: Callable[..., Any]) -> Callable[..., Any]:
+        def pull(self: Any, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True) -> Any:
+            result = method(self, key, out, priority, ignore_sparse)
+            if self._is_distributed:
+                pulled.update(_pairs(key, out))
+            return result
+
+        return pull
 
     def compressing(method: Callable[..., Any]) -> Callable[..., Any]:
         def compress(self: Any, parameters: Any) -> Any:
@@ -69,8 +103,12 @@ def install(library: Any, store_class: Any, trainer_class: Any, profiler: Any, n
     for name, wrap in (
         ("init", initialising),
         ("broadcast", initialising),
+        ("broadcast", broadcasting),
+        ("pull", pulling),
         ("push", pushing),
+        ("push", settling),
         ("pushpull", pushing_and_pulling),
+        ("pushpull", settling),
         ("set_gradient_compression", compressing),
     ):
         setattr(store_class, name, wrap(getattr(store_class, name)))

@@ -20,6 +20,9 @@ SCHEDULER_ID = 1
 ROLES = (Role.SERVER, Role.WORKER, Role.SCHEDULER)
 
 _META = struct.Struct("=3i4xi4x4?4xQ24xi4xQQ8xi20xQQ")  # Meta (120 bytes), then the vector of data
+_PRIORITY_AT = 116
+#: A priority is a C int.
+LEAST_PRIORITY, PRIORITIES = -(1 << 31), 1 << 32
 _NODE = struct.Struct("=iii4xQi?3x")
 _ARRAY = struct.Struct("=Q8xQ8x")
 #: The same for messages of the common shape: head, application and customer; sender; flags; control; data.
@@ -162,6 +165,11 @@ def fingerprint(address: int) -> Fingerprint | None:
     else:
         return None
     return None if key_size > _FEW_KEYS_BYTES else (kind, sender, flags, _string_at(keys, key_size), size, lengths)
+
+
+def set_priority(address: int, priority: int) -> None:
+    """Give the message at this address another priority than its sender did."""
+    ctypes.c_int32.from_address(address + _PRIORITY_AT).value = priority
 
 
 def sender_of(address: int) -> int:

@@ -93,6 +93,26 @@ def require_known(path: Path) -> dict[str, int]:
     return _SLOTS[digest]
 
 
+class Line:
+    """Has MXNet follow messages in the order in which they were checked, which is what the check goes by.
+
+    ps-lite hands them on through a heap (threadsafe_pqueue.h): by the priority that the sender chose, and in no order
+    among equals. So each is given a lower priority than the one before it.
+    """
+
+    def __init__(self, length: int = messages.PRIORITIES) -> None:
+        """Be empty, with room for as many messages as there are priorities."""
+        self._left = length
+
+    def join(self, address: int) -> None:
+        """Put the message at this address behind those before it; after the last one, end the process."""
+        if not self._left:
+            os.write(2, b"\nEngineError: a node takes 2^32 messages, and this was one more: it must start anew\n")
+            os.abort()  # a crash to the agent, which starts the job's next generation
+        self._left -= 1
+        messages.set_priority(address, messages.LEAST_PRIORITY + self._left)
+
+
 class Interposer:
     """The hooks of one process: they stay for as long as it lives."""
 
@@ -105,6 +125,7 @@ class Interposer:
         self._hooks, self._library = hooks, library
         self._slots = require_known(path)
         self._receiver, self._receiving, self._origin = 0, 0, ""
+        self._line = Line()
         self._passed: set[messages.Fingerprint] = set()
         self._base = _mapping(lambda start, _, name: name == str(path))[0]
         self._bind = self._replace(_BIND, self._on_bind, ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
@@ -193,6 +214,7 @@ class Interposer:
         # The sum of the frames is a C int, so from 2 GiB on it is negative; at -1 ps-lite aborts.
         if size != -1 and self._hooks.message is not None:
             self._look(address, self._hooks.message)
+            self._line.join(address)
         return size
 
     def _on_add_node(self, van: int, address: int, nodes: int, recovered: int) -> None:

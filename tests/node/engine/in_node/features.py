@@ -49,10 +49,30 @@ def gluon_trainer():
 
 
 def without_update_on_kvstore():
-    """Not compared: MXNet itself is not reliable here (docs/mxnet-compatibility.md)."""
-    net = net_of()
-    trainer = gluon.Trainer(net.collect_params(), *settings, kvstore=distributed, update_on_kvstore=False)
-    return {"moved": bool((train(net, trainer, (8, 8)) != 1).any())}
+    """The servers only add gradients up; the same numbers as without servers come out."""
+    results = []
+    for kvstore in (distributed, None):
+        net = net_of()
+        trainer = gluon.Trainer(net.collect_params(), *settings, kvstore=kvstore, update_on_kvstore=False)
+        results.append(train(net, trainer, (8, 8, 4)))
+    return {"same": np.array_equal(*results), "moved": bool((results[0] != 1).any())}
+
+
+def pulls_before_pushes():
+    """What is pulled before a push of the same key is not what was pushed; many keys, since either may come first."""
+    kv = mx.kv.create(distributed)
+    keys = range(200)
+    weights, pulled, gradients = ([nd.full(4, value + key) for key in keys] for value in (1, 0, 1000))
+    for key in keys:
+        if key % 2:
+            kv.broadcast(key, weights[key], pulled[key])
+            kv.pushpull(key, gradients[key], priority=-key)
+        else:
+            kv.init(key, weights[key])
+            kv.pull([key], out=[pulled[key]])
+            kv.push([key], [gradients[key]])
+    overtaken = [key for key in keys if pulled[key][0].asscalar() != 1 + key]
+    return {"in order": not overtaken, "pushed": all((gradients[key] == 1000 + key).asnumpy().all() for key in keys)}
 
 
 def half_precision():
