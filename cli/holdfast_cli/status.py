@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,10 @@ LATEST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class NodeView:
-    """A node as the scheduler saw it. Every value comes from a node: escape it before printing."""
+    """A node as the scheduler saw it. Every value comes from a node: escape it before printing.
+
+    `late_since` is when it began to answer late (seconds since the epoch), or None while it does not.
+    """
 
     role: str
     instance_id: str
@@ -32,6 +36,7 @@ class NodeView:
     status: int | None
     cause: str
     tls_connections: int | None
+    late_since: float | None
     tls_peers: tuple[str, ...] = ()
 
 
@@ -219,6 +224,7 @@ def _node(item: dict[str, Any]) -> NodeView:
         status=_integer(item.get("status")),
         cause=_text(item.get("cause")),
         tls_connections=_integer(item.get("tls_connections")),
+        late_since=late if isinstance(late := item.get("late_since"), float) and math.isfinite(late) else None,
         tls_peers=tuple(_text(name) for name in _list(item.get("tls_peers"))),
     )
 

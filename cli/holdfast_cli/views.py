@@ -1,6 +1,7 @@
 """Jobs and log lines as a person reads them."""
 
 import sys
+import time
 from collections.abc import Sequence
 
 import click
@@ -32,7 +33,7 @@ def show_job(view: JobView, *, as_json: bool) -> None:
     if view.nodes:
         click.echo()
         rows = [
-            (_name(node), node.address, node.spiffe_id, node.tls_connections, _result(node.status), node.cause)
+            (_name(node), node.address, node.spiffe_id, node.tls_connections, _result(node), node.cause)
             for node in view.nodes
         ]
         print_table(("NODE", "ADDRESS", "IDENTITY", "TLS", "RESULT", "CAUSE"), rows)
@@ -92,7 +93,7 @@ def _name(node: NodeView) -> str:
     return node.role if node.rank is None else f"{node.role} {node.rank}"
 
 
-def _result(status: int | None) -> str:
-    if status is None:
-        return "running"
-    return "ok" if status == 0 else f"failed ({status})"
+def _result(node: NodeView) -> str:
+    if node.status is not None:
+        return "ok" if node.status == 0 else f"failed ({node.status})"
+    return "running" if node.late_since is None else f"slow for {duration(max(0.0, time.time() - node.late_since))}"

@@ -75,6 +75,7 @@ class Agent:
         self._soon = Store(self._session.client("s3", config=_SOON), config.jobs_bucket)
         self._follower = RendezvousFollower(self._soon)
         self._denials = Denials(self._soon)
+        self._part: Part | None = None
 
     def run(self) -> int:
         """Do the node's parts; return 0 if the last one succeeded."""
@@ -132,7 +133,7 @@ class Agent:
 
         thread = threading.Thread(target=take_parts, name="part", daemon=True)
         thread.start()
-        coordinator.coordinate(self._node.store, reporter, control, job, self._node.detection, denied)
+        coordinator.coordinate(self._node.store, reporter, control, job, self._node.detection, denied, self._late)
         thread.join(timeout=DRAIN_SECONDS)
         return status[0] if status else 1
 
@@ -158,6 +159,10 @@ class Agent:
     def _denied(self) -> dict[str, str]:
         return dict.fromkeys(self._denials.denied(), "it was revoked by an operator")
 
+    def _late(self) -> frozenset[tuple[str, int]]:
+        part = self._part  # its thread may end it meanwhile
+        return part.late() if part else frozenset()
+
     def _take_parts(self) -> int:
         """Take part in every generation that names this node, until the job has ended; return the last status."""
         journal = Journal(self._node.paths.state / "part.json")
@@ -177,8 +182,11 @@ class Agent:
         def identity_lost() -> str | None:
             return self._renewal.cause() or self._denials.cause(instance_ids)
 
-        part = Part(self._node, rendezvous, me, tls_files=self._renewal.files)
-        result = part.run(lambda: self._is_over(rendezvous.generation), identity_lost)
+        self._part = Part(self._node, rendezvous, me, tls_files=self._renewal.files)
+        try:
+            result = self._part.run(lambda: self._is_over(rendezvous.generation), identity_lost)
+        finally:
+            self._part = None
         return replace(result, failed_renewals=self._renewal.failed)
 
     def _next(self, journal: Journal, last: int) -> tuple[Rendezvous, Peer] | None:

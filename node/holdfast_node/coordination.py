@@ -77,6 +77,7 @@ class Coordination:
     _losses: dict[str, NodeResult] = field(default_factory=dict, init=False)
     _excluded: dict[str, str] = field(default_factory=dict, init=False)
     _causes: tuple[str, ...] = field(default=(), init=False)
+    _late: dict[tuple[str, int], float] = field(default_factory=dict, init=False)
     _first_steps: dict[str, int] = field(default_factory=dict, init=False)
     _gather_until: float | None = field(default=None, init=False)
     _drain_until: float | None = field(default=None, init=False)
@@ -124,6 +125,10 @@ class Coordination:
         """Note that nothing more is heard of a node; the generation that it trains in is lost with it."""
         self._losses.setdefault(instance_id, NodeResult(status=EXIT_LOST, cause=cause, rank=0, **_NO_TLS))
 
+    def note_late(self, late: Collection[tuple[str, int]]) -> None:
+        """Note who answers late in the current generation, by role and rank: for people, nothing ends for it."""
+        self._late = {seat: self._late.get(seat, round(self.wall(), 1)) for seat in late}
+
     def exclude(self, instance_id: str, cause: str) -> None:
         """Never let this instance take part again; the generation that it trains in goes on without it."""
         if instance_id not in self._excluded:
@@ -168,11 +173,15 @@ class Coordination:
     def record(self) -> bytes:
         """Return the job's record as JSON: its phase, its generations, its nodes, and how each ended.
 
-        `first_step_at` is when the last worker began the job's first training step (seconds since the epoch), or null.
+        `first_step_at` is when the last worker began the job's first training step (seconds since the epoch), or null;
+        a node's `late_since` is when it began to answer late, or null.
         """
         ranks = {peer.instance_id: peer.rank for peer in self._peers()}
+        late = {p.instance_id: self._late.get((p.role, p.rank)) for p in self.running()}
         nodes = [
-            asdict(node) | {"rank": ranks.get(node.instance_id)} | _shown(self._ending_of(node.instance_id))
+            asdict(node)
+            | {"rank": ranks.get(node.instance_id), "late_since": late.get(node.instance_id)}
+            | _shown(self._ending_of(node.instance_id))
             for role in Role
             for node in self._of(role)
         ]

@@ -79,11 +79,13 @@ def coordinate(
     job: JobDocument,
     detection: Detection,
     denied: Callable[[], Mapping[str, str]] = dict,
+    late: Callable[[], frozenset[tuple[str, int]]] = frozenset,
 ) -> None:
     """Gather the nodes, publish each generation's rendezvous, and report the outcome.
 
     A scheduler's agent that takes over from one that was lost finds that one's rendezvous and goes on after it.
-    `denied` returns the instances that may no longer take part, each with the cause.
+    `denied` returns the instances that may no longer take part, each with the cause; `late` role and rank of those that
+    answer late.
 
     Raises:
         JobCancelledError: the state machine gave up on the job.
@@ -110,6 +112,7 @@ def coordinate(
         for instance_id, cause in denied().items():
             coordination.exclude(instance_id, cause)
         _hear(store, coordination, presence)
+        coordination.note_late(late())
         coordination.advance(time.monotonic(), presence.alive())
         if coordination.rendezvous != published and coordination.outcome is None:
             assert coordination.rendezvous is not None

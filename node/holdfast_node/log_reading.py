@@ -1,7 +1,9 @@
 """What the agent reads out of its services' logs. User code writes some of them: nothing in them is trusted."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _MAX_CAUSE = 300
 _MAX_HEAD_BYTES = 4 << 20
@@ -14,15 +16,33 @@ def first_step_ms(trainer_log: str) -> int | None:
 
     The log is user code's: a line that only looks like the event is passed over.
     """
+    for event in _events(trainer_log, "first_step"):
+        time = event.get("time")
+        if isinstance(time, int | float) and 0 < time < _MAX_TIME:
+            return int(time * 1000)
+    return None
+
+
+def late_peers(trainer_log: str) -> frozenset[tuple[str, int]]:
+    """Return role and rank of those whose heartbeats the trainer says are late."""
+    late: set[tuple[str, int]] = set()
+    for event in _events(trainer_log, "peer_late", "peer_back"):
+        role, rank = event.get("role"), event.get("rank")
+        if isinstance(role, str) and isinstance(rank, int):
+            (late.add if event["event"] == "peer_late" else late.discard)((role, rank))
+    return frozenset(late)
+
+
+def _events(trainer_log: str, *names: str) -> Iterator[dict[str, Any]]:
+    """Yield the launcher's events of these names, in order; what only looks like one is passed over."""
     for line in trainer_log.splitlines():
-        if line.startswith("{") and '"first_step"' in line:
+        if line.startswith("{") and any(f'"{name}"' in line for name in names):
             try:
                 event = json.loads(line)
-                if event["event"] == "first_step" and 0 < event["time"] < _MAX_TIME:
-                    return int(event["time"] * 1000)
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, RecursionError):
                 continue
-    return None
+            if event.get("event") in names:
+                yield event
 
 
 def exit_cause(status: int, trainer_log: str) -> str:

@@ -27,7 +27,7 @@ from holdfast_node.engines import get_engine
 from holdfast_node.jobs import load_job, unpack_code
 from holdfast_node.joining import Joining
 from holdfast_node.listeners import await_listener, require_free
-from holdfast_node.log_reading import exit_cause, first_step_ms, last_line, one_line, read_head, read_tail
+from holdfast_node.log_reading import exit_cause, first_step_ms, last_line, late_peers, one_line, read_head, read_tail
 from holdfast_node.logship import LogShipper
 from holdfast_node.processes import Liveness, processes
 from holdfast_node.publish import publish_model, snapshot_model
@@ -98,7 +98,8 @@ class Part:
         """Make the part; `tls_files` is held by whoever replaces the node's key and certificate."""
         self._node, self._rendezvous, self._me = node, rendezvous, me
         self._tls_files = tls_files
-        self._starts: dict[str, int] = {}
+        # Before `run` starts anything too: what the logs hold is an earlier generation's.
+        self._starts = {service: node.log_size(service) for service in ("trainer", "tunnel")}
 
     def run(self, over: Callable[[], bool], identity_lost: Watch) -> NodeResult:
         """Do the part and return how it ended.
@@ -107,7 +108,6 @@ class Part:
         """
         node, rendezvous, me = self._node, self._rendezvous, self._me
         prefix = f"{rendezvous.job_id}/{me.role}/{me.instance_id}"
-        self._starts = {service: node.log_size(service) for service in ("trainer", "tunnel")}
         shipper = node.ship(prefix, "trainer", "agent", "tunnel", generation=rendezvous.generation)
         result = NodeResult(status=1, cause="", rank=me.rank, tls_connections=0, tls_peers=())
         try:
@@ -135,6 +135,10 @@ class Part:
         )
         shipper.finish()
         return result
+
+    def late(self) -> frozenset[tuple[str, int]]:
+        """Return role and rank of those whose heartbeats reach this node's trainer late; a scheduler's gets all."""
+        return late_peers(self._log("trainer", read_tail))
 
     def _log(self, service: str, read: Callable[[Path, int], str]) -> str:
         return read(self._node.paths.log(service), self._starts[service])

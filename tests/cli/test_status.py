@@ -22,6 +22,7 @@ NODE = {
     "rank": 1,
     "status": None,
     "cause": "",
+    "late_since": None,
     "tls_connections": 7,
     "tls_peers": ["i-0123456789abcdef1.server.demo.holdfast"],
     "something_new": 1,
@@ -57,6 +58,19 @@ def test_status_shows_phase_nodes_and_identities(on_demo, demo) -> None:
     assert f"seed        {'0f' * 32}" in text
     assert "first step  after " in text
     assert "worker 1  10.0.0.5  spiffe://demo/worker/i-0123456789abcdef0  7    running" in text
+
+
+def test_status_shows_who_is_slow_and_for_how_long(on_demo, demo) -> None:
+    name = start(demo, "slow", 3)
+    since = datetime.now(UTC).timestamp() - 65
+    slow, ended = NODE | {"late_since": since}, NODE | {"rank": 2, "late_since": since, "status": 0}
+    odd = NODE | {"rank": 3, "late_since": 1e999}
+    write(demo, name, {"phase": "running", "nodes": [slow, ended, odd]})
+    rows = [line.split("  ")[-1].strip() for line in on_demo("status", name).stdout.splitlines() if "spiffe" in line]
+    assert rows[0].startswith("slow for 1m 0")
+    assert rows[1:] == ["ok", "running"]
+    nodes = json.loads(on_demo("--output", "json", "status", name).stdout)["nodes"]
+    assert [node["late_since"] for node in nodes] == [since, since, None]
 
 
 def test_status_shows_the_generation_and_why_the_earlier_ones_ended(on_demo, demo) -> None:

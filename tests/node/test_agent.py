@@ -93,7 +93,7 @@ def test_a_scheduler_whose_own_part_fails_says_so_at_once(
         failed.set()
         raise OSError("the disk is full")
 
-    def coordinate(_store: Any, _reporter: Any, _control: Any, _job: Any, _detection: Any, denied: Any) -> None:
+    def coordinate(_store: Any, _reporter: Any, _control: Any, _job: Any, _detection: Any, denied: Any, _: Any) -> None:
         assert failed.wait(10)
         while True:
             denied()

@@ -362,6 +362,24 @@ def test_record_names_nodes_generations_and_causes() -> None:
     assert all(node["spiffe_id"] and node["status"] is None for node in record["nodes"])
 
 
+def test_record_says_who_answers_late_and_since_when() -> None:
+    def late() -> dict[str, float]:
+        nodes = json.loads(job.coordination.record())["nodes"]
+        return {node["instance_id"]: node["late_since"] for node in nodes if node["late_since"] is not None}
+
+    job = running()
+    assert late() == {}
+    job.now = 60
+    job.coordination.note_late({(Role.WORKER, 1)})
+    job.now = 70
+    job.coordination.note_late({(Role.WORKER, 1), (Role.SERVER, 0)})
+    assert late() == {SECOND: 1_000_060.0, SERVER: 1_000_070.0}
+    job.end({SECOND: ended()})
+    assert late() == {SERVER: 1_000_070.0}, "who has ended is not waited for"
+    job.coordination.note_late(())
+    assert late() == {}
+
+
 PHASES = {
     "gathering": (lambda job: job.alive.clear(), "gathering"),
     "restarting": (lambda job: (job.after(), job.end({FIRST: ended(-9, "killed")})), "restarting"),

@@ -119,6 +119,24 @@ def test_denied_node_is_excluded_with_the_cause() -> None:
     assert cause == "worker 1 (i-000000004): it was revoked by an operator"
 
 
+def test_record_names_who_answers_late_while_the_job_runs() -> None:
+    bucket = full_bucket(JOB)
+    result = JobsBucket.result("digits-1", 1, Role.WORKER, "i-000000004")
+    held, seen = bucket.pop(result), []
+
+    def late() -> frozenset[tuple[str, int]]:
+        nodes = json.loads(bucket[JobsBucket.status("digits-1")])["nodes"]
+        seen.append({node["instance_id"] for node in nodes if node["late_since"]})
+        if seen[-1]:
+            bucket[result] = held
+        return frozenset({("worker", 1)})
+
+    assert coordinated(bucket, JOB, late=late)[0][0] == "success"
+    assert (seen[0], seen[-1]) == (set(), {"i-000000004"})
+    nodes = json.loads(bucket[JobsBucket.status("digits-1")])["nodes"]
+    assert not any(node["late_since"] for node in nodes)
+
+
 def test_missing_nodes_fail_the_job_by_role(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordination, "GATHER_SECONDS", 0.1)
     bucket = full_bucket(JOB)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast_node.log_reading import exit_cause, first_step_ms, one_line, read_head, read_tail
+from holdfast_node.log_reading import exit_cause, first_step_ms, late_peers, one_line, read_head, read_tail
 
 LOG = """\
 {"event":"first_step","time":1700000000.25}
@@ -50,6 +50,25 @@ def test_cause_is_one_printable_line_of_bounded_length() -> None:
 )
 def test_first_step_is_read_from_the_trainer_s_events(log: str, expected: int | None) -> None:
     assert first_step_ms(log) == expected
+
+
+LATE = '{"event": "peer_late", "role": "worker", "rank": 1, "seconds": 3}\n'
+BACK = '{"event": "peer_back", "role": "worker", "rank": 1, "seconds": 5}\n'
+LATE_PEERS = {
+    "one": (LATE, {("worker", 1)}),
+    "one that is back": (LATE + BACK, set()),
+    "one that is late again": (LATE + BACK + LATE, {("worker", 1)}),
+    "two": (LATE + LATE.replace("worker", "server").replace("1", "0"), {("worker", 1), ("server", 0)}),
+    "nobody": (LOG, set()),
+    "what is cut off": (LATE[:-5] + "\n" + LATE[3:], set()),
+    "no rank": (LATE.replace("1", '"1"'), set()),
+    "no role": (LATE.replace('"worker"', "[7]"), set()),
+}
+
+
+@pytest.mark.parametrize(("log", "expected"), LATE_PEERS.values(), ids=LATE_PEERS)
+def test_late_are(log: str, expected: set[tuple[str, int]]) -> None:
+    assert late_peers(log) == expected
 
 
 def test_only_a_bounded_part_of_a_log_is_read(tmp_path: Path) -> None:

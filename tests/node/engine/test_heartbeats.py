@@ -11,6 +11,7 @@ import pytest
 from holdfast_node.contract.roles import Role
 from holdfast_node.contract.statuses import EXIT_LOST
 from holdfast_node.engines.mxnet.heartbeats import Watch, Watched, watched_by
+from holdfast_node.log_reading import late_peers
 
 MakeCluster = Callable[..., Any]
 LIMIT_SECONDS = 4
@@ -145,8 +146,10 @@ def test_a_slow_process_is_reported_and_the_job_ends_well(training: Any) -> None
     for name, role in {"worker1": "worker", "server0": "server"}.items():
         os.kill(training.processes[name].pid, signal.SIGSTOP)
         training.wait_for("scheduler0", f'"event": "peer_late", "role": "{role}"')
+        assert (role, int(name[-1])) in late_peers(training.log("scheduler0"))
         os.kill(training.processes[name].pid, signal.SIGCONT)
     training.wait_for("scheduler0", '"event": "peer_back", "role": "server"')
+    assert not late_peers(training.log("scheduler0"))
     (training.root / "checkpoints/test-job/enough").touch()
     assert set(training.wait().values()) == {0}, training.logs()
     assert not training.events("scheduler0", "peer_lost")
