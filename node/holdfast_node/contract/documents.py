@@ -449,8 +449,7 @@ class NodeResult(Document):
     `status` 0 is success, negative a signal; `cause` is one line for a human; `tls_connections` counts the
     handshakes that this node accepted, and `tls_peers` has the certificate names that it accepted them from;
     `first_step_ms` is when a worker's first training step began (milliseconds since the epoch); `model_sha256` is
-    the digest of the published model's signature bundle; `failed_renewals` counts the times that the node's
-    certificate was asked for again in vain.
+    the digest of the published model's signature bundle.
     """
 
     status: int
@@ -460,7 +459,6 @@ class NodeResult(Document):
     tls_peers: tuple[str, ...]
     first_step_ms: int | None = None
     model_sha256: str | None = None
-    failed_renewals: int = 0
 
 
 def require(pattern: re.Pattern[str], value: str, where: str) -> str:
