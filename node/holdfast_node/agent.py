@@ -10,7 +10,6 @@ import logging
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -184,10 +183,9 @@ class Agent:
 
         self._part = Part(self._node, rendezvous, me, tls_files=self._renewal.files)
         try:
-            result = self._part.run(lambda: self._is_over(rendezvous.generation), identity_lost)
+            return self._part.run(lambda: self._is_over(rendezvous.generation), identity_lost)
         finally:
             self._part = None
-        return replace(result, failed_renewals=self._renewal.failed)
 
     def _next(self, journal: Journal, last: int) -> tuple[Rendezvous, Peer] | None:
         """Return the next generation that this node has a part in, or None once the job has ended."""

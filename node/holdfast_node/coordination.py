@@ -106,11 +106,6 @@ class Coordination:
         """How many nodes of each role the job needs."""
         return {Role.SCHEDULER: 1, Role.SERVER: self.job.servers, Role.WORKER: self.job.workers}
 
-    @property
-    def denied(self) -> frozenset[str]:
-        """The instances that were excluded."""
-        return frozenset(self._excluded)
-
     def register(self, registration: Registration) -> None:
         """Note a node that is ready, or that has a new certificate."""
         self.registrations[registration.instance_id] = registration

@@ -229,7 +229,6 @@ def test_an_excluded_node_ends_its_generation_and_never_comes_back() -> None:
     job.after(100)
     assert job.state == (1, STOPPED)
     assert job.coordination.missing(job.alive) == {Role.WORKER: 1}
-    assert job.coordination.denied == {SECOND}
 
 
 def test_a_node_that_was_excluded_before_the_job_never_gets_a_seat() -> None:
