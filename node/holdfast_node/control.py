@@ -22,12 +22,14 @@ class ServiceControl:
     def __init__(self, paths: NodePaths, sleep: Callable[[float], None] = time.sleep) -> None:
         self._paths, self._sleep = paths, sleep
         self._stale: dict[str, tuple[int, int] | None] = {}
+        self._stale_pids: dict[str, tuple[int, int] | None] = {}
 
     def start(self, service: str) -> None:
         """Have the service started."""
         request = self._paths.start_request(service)
         request.parent.mkdir(exist_ok=True)
         self._stale[service] = _identity(self._paths.exit_record(service))
+        self._stale_pids[service] = _identity(self._paths.main_pid(service))
         request.touch()
 
     def reload(self, service: str) -> None:
@@ -49,9 +51,13 @@ class ServiceControl:
         return None
 
     def main_pid(self, service: str) -> int | None:
-        """Return the id of the service's main process, or of the last one that it had; None if none was started."""
+        """Return the id of the process that the service was last started as; None until it was, since it was asked for.
+
+        The manager bounds how long a start takes, and records one that fails.
+        """
+        record = self._paths.main_pid(service)
         try:
-            return int(self._paths.main_pid(service).read_text())
+            return int(record.read_text()) if _identity(record) != self._stale_pids.get(service) else None
         except (FileNotFoundError, ValueError):
             return None
 

@@ -185,6 +185,8 @@ class Part:
         liveness = Liveness(("trainer", "tunnel"), node.services.main_pid, node.detection.stopped_seconds)
 
         def stopped() -> str | None:
+            if node.services.main_pid("trainer") is None:
+                return None  # not started yet: what must be true before may take its time (systemd.gate)
             return liveness.look(processes(), time.monotonic())
 
         return self._await_trainer(over, (identity_lost, stopped, cut_off))

@@ -94,3 +94,16 @@ def test_a_service_s_process_id_is_what_its_manager_wrote(manager: Manager, serv
     assert services.main_pid("trainer") is None
     record.write_text("4711")
     assert services.main_pid("trainer") == 4711
+
+
+def test_a_service_that_is_started_anew_has_no_process_until_its_manager_says_so(
+    manager: Manager, services: ServiceControl
+) -> None:
+    record = manager.paths.main_pid("trainer")
+    record.write_text("4711")
+    services.start("trainer")
+    assert services.main_pid("trainer") is None
+    new = record.with_name("new")
+    new.write_text("4712")
+    new.replace(record)
+    assert services.main_pid("trainer") == 4712

@@ -10,7 +10,7 @@ import pytest
 from tests.node.units.unit_files import UNITS, Unit, service
 
 from holdfast_node.contract.layout import UIDS, NodePaths, User
-from holdfast_node.contract.services import Service, services
+from holdfast_node.contract.services import WATCHDOG_START_SECONDS, Service, services
 
 PATHS = NodePaths()
 TABLE = services(PATHS, python="/opt/holdfast/venv/bin/python", stunnel="/usr/bin/stunnel")
@@ -69,6 +69,8 @@ def test_the_unit_restarts_and_is_watched_as_the_contract_says(entry: Service) -
     watchdog = entry.watchdog_seconds
     assert unit.one("Service", "WatchdogSec") == (None if watchdog is None else str(watchdog))
     assert (unit.one("Service", "Type") == "notify") is (watchdog is not None)
+    if watchdog is not None:
+        assert unit.one("Service", "TimeoutStartSec") == str(WATCHDOG_START_SECONDS)
 
 
 @each
@@ -78,8 +80,9 @@ def test_the_unit_logs_and_records_where_the_contract_says(entry: Service) -> No
     assert unit.one("Service", "StandardError") == "inherit"
     after = str(unit.one("Service", "ExecStopPost"))
     assert after.startswith("+") and after.endswith(f"-m holdfast_node.systemd.ended --root / {entry.name}")
-    if not entry.once:
-        assert unit.all("Service", "ExecStartPre")[0] == f"+/usr/bin/rm -f {PATHS.exit_record(entry.name)}"
+    before = [line for key in ("ExecStartPre", "ExecStartPost") for line in unit.all("Service", key)]
+    removes = [line for line in before if f"rm -f {PATHS.exit_record(entry.name)}" in line and line.startswith("+")]
+    assert len(removes) == (0 if entry.once else 1)
 
 
 @pytest.mark.parametrize("name", ["trainer", "tunnel"])
@@ -88,6 +91,7 @@ def test_a_service_s_process_id_is_where_the_agent_looks_for_it_and_can_be_read(
     assert program == "+/usr/bin/sh"  # as root
     record = tmp_path / "record"
     text = arguments[1].replace(str(PATHS.main_pid(name)), str(record))
+    text = text.replace(str(PATHS.exit_record(name)), str(tmp_path / "ended"))
     subprocess.run(["sh", "-c", text], env={"MAINPID": "4711"}, check=True, umask=0o027)
     assert record.read_text() == "4711\n"
     assert record.stat().st_mode & 0o777 == 0o644

@@ -41,7 +41,7 @@ def service(name: str) -> Unit:
 
 def image(root: Path, role: str = "worker") -> Path:
     """An image's root directory with the units of a role installed, and what they name."""
-    (root / "etc").mkdir(parents=True)
+    (root / "etc").mkdir(parents=True, exist_ok=True)
     for file in ("etc/passwd", "etc/group"):
         (root / file).write_text("")
     programs = [f"usr/bin/{name}" for name in ("rm", "sh", "systemctl", "stunnel", "env")]
