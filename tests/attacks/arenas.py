@@ -27,6 +27,7 @@ from holdfast_local.lab import (
     python_environment,
     role_group,
 )
+from holdfast_node.contract.layout import User
 from holdfast_node.contract.roles import Role
 
 IN_HOST = Path(__file__).parent / "in_host"
@@ -205,3 +206,15 @@ def join_as(job: Job, host: Host, role: Role, address: str, name: str, **env: st
     assert isinstance(job.cluster, VanillaCluster)
     environment = job.cluster.environment(role, address) | env
     return host.start([NODE_PYTHON, program(name)], name=f"rogue-{role}", user=65534, env=environment)
+
+
+def rogue_peer(cluster: Cluster, kind: str, trigger: Path) -> Process:
+    """Start a program on worker 1's host that joins as worker 1 and attacks the server once `trigger` is there."""
+    names = ("scheduler0", "worker1", "server0")
+    if isinstance(cluster, HoldfastCluster):
+        cluster.start_tunnel("worker1")
+        peers = [f"{cluster.peers[name].overlay}:{cluster.ports[cluster.peers[name].role]}" for name in names]
+    else:
+        peers = [f"{cluster.peers[name].address}:{cluster.ports[cluster.peers[name].role]}" for name in names]
+    argv = [NODE_PYTHON, program("rogue_peer"), kind, trigger, *peers]
+    return cluster.host("worker1").start(argv, name="rogue", user=User.TRAINER, env=python_environment())

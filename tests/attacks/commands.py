@@ -5,20 +5,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.attacks.arenas import Arena, Job, program
+from tests.attacks.arenas import Arena, Job, program, rogue_peer
 from tests.attacks.model import ZEROED_MEMORY, Outcome, Verdict, refused, succeeded, unharmed
 
 from holdfast_local.lab import (
-    NODE_PYTHON,
     Cluster,
     HoldfastCluster,
     LabError,
     Network,
     Process,
     VanillaCluster,
-    python_environment,
 )
-from holdfast_node.contract.layout import User
 from holdfast_node.contract.statuses import EXIT_REFUSED
 from holdfast_node.engines.mxnet import messages
 
@@ -149,14 +146,7 @@ def _message(kind: type[Cluster], message: str) -> Outcome:
         job = Job(kind, network, workers=2, env={"ATTACK_STORE": "dist_async"})
         cluster, trigger = job.cluster, network.directory / "trigger"
         cluster.start("scheduler0", "server0", "worker0")
-        names = ("scheduler0", "worker1", "server0")
-        if isinstance(cluster, HoldfastCluster):
-            cluster.start_tunnel("worker1")
-            peers = [f"{cluster.peers[name].overlay}:{cluster.ports[cluster.peers[name].role]}" for name in names]
-        else:
-            peers = [f"{cluster.peers[name].address}:{cluster.ports[cluster.peers[name].role]}" for name in names]
-        argv = [NODE_PYTHON, program("rogue_peer"), message, trigger, *peers]
-        rogue = cluster.host("worker1").start(argv, name="rogue", user=User.TRAINER, env=python_environment())
+        rogue = rogue_peer(cluster, message, trigger)
         job.await_steps(3, seconds=60)
         trigger.touch()
         rogue.await_text("SENT")

@@ -2,7 +2,18 @@
 
 from dataclasses import replace
 
-from tests.attacks import artifacts, claiming, commands, enrolling, floods, joining, listening, node, predicting
+from tests.attacks import (
+    artifacts,
+    claiming,
+    commands,
+    enrolling,
+    filling,
+    floods,
+    joining,
+    listening,
+    node,
+    predicting,
+)
 from tests.attacks.commands import on_holdfast, on_vanilla
 from tests.attacks.model import Attack, Verdict
 
@@ -214,6 +225,17 @@ _MESSAGES = (
     _message("admitted-oversize", "an oversize message of an admitted worker", "huge", "a frame of 2^64-1 bytes"),
 )
 
+_FILLED = Attack(
+    id="admitted-endless",
+    threat="T4",
+    title="an admitted worker fills a server's memory",
+    against_vanilla="a worker made by hand joins and sends the server 1 GiB of a message that has no end",
+    against_holdfast="the same, by a worker that was admitted: through its own tunnel, as the trainer's user",
+    defence="the guard compares what came in by connection with what it has judged: the rest has a limit",
+    vanilla=filling.filled_in_vanilla,
+    holdfast=filling.filled_in_holdfast,
+)
+
 _KINDS = {
     "garbage": "random bytes",
     "oversize": "a ZeroMQ frame that says it has 2^64-1 bytes, and one of 1 GiB",
@@ -383,6 +405,7 @@ ATTACKS: tuple[Attack, ...] = (
     *_COMMANDS,
     *_CRASHES,
     *_MESSAGES,
+    _FILLED,
     *_FLOODS,
     *_NODE,
     *_STORED,

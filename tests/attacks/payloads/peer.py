@@ -82,6 +82,10 @@ class Peer:
         for index, frame in enumerate(frames):
             self._frame(frame, 0x01 if index < len(frames) - 1 else 0)
 
+    def send_part(self, frame: bytes) -> None:
+        """Send a frame of a message that has more."""
+        self._frame(frame, 0x01)
+
     def send_raw(self, data: bytes) -> None:
         """Send bytes that need not be a frame."""
         self.socket.sendall(data)

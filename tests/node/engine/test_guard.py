@@ -7,6 +7,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -366,3 +367,43 @@ def test_a_protocol_in_which_nobody_is_asked_who_he_is_ends_its_connection(
                 pass
     go_on(guarded)
     assert set(guarded.wait(timeout=60).values()) == {0}, guarded.logs()
+
+
+MIB = 1 << 20
+ENDLESS_MIB = 400
+
+
+def memory_mib(job: Any, name: str) -> int:
+    """How much memory a node's process has."""
+    status = Path(f"/proc/{job.processes[name].pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) // 1024
+
+
+def grown(job: Any, name: str, mib: int) -> bool:
+    return memory_mib(job, name) > mib
+
+
+@pytest.mark.parametrize(("name", "limit"), [("server0", 256 * MIB + 64), ("scheduler0", 16 * MIB)])
+def test_a_message_without_an_end_fills_vanilla_s_memory_and_has_a_limit_here(
+    cluster: MakeCluster, name: str, limit: int
+) -> None:
+    vanilla, guarded = (cluster(script=WAITING, servers=1) for _ in range(2))
+    vanilla.start_vanilla("scheduler0", "server0", "worker0")
+    guarded.start("scheduler0", "server0", "worker0")
+    rogues = []
+    try:
+        for job in (vanilla, guarded):
+            rogue = RogueWorker(address(job, "scheduler0"), address(job, "worker1"), 1)
+            rogues.append(rogue)
+            job.wait_for("worker0", "READY")
+            peer = rogue.to_scheduler if name == "scheduler0" else rogue.dial(address(job, name))
+            full = memory_mib(job, name) + ENDLESS_MIB - 20
+            with contextlib.suppress(ConnectionError):  # the guarded node ends
+                for _ in range(ENDLESS_MIB):
+                    peer.send_part(bytes(MIB))
+            if job is vanilla:
+                wait_until(partial(grown, vanilla, name, full), vanilla)
+        assert_refused(guarded, name, "worker 1", f"at most {limit} bytes may be under way that are no whole message")
+    finally:
+        for rogue in rogues:
+            rogue.close()

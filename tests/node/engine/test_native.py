@@ -32,7 +32,7 @@ def test_a_message_of_any_size_is_judged(size: int, monkeypatch: pytest.MonkeyPa
     guard._hooks = SimpleNamespace(message=lambda _: False)
     guard._line = SimpleNamespace(join=lambda address: None)
     guard._receive = lambda van, address: size  # ps-lite adds the sizes of the frames up in a C int
-    monkeypatch.setattr(native.Interposer, "_look", lambda self, address, check: judged.append(address))
+    monkeypatch.setattr(native.Interposer, "_look", lambda self, address, check, size: judged.append(address))
     assert (guard._on_message(1, 2), judged) == (size, [2])
 
 

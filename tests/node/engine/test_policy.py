@@ -133,7 +133,14 @@ REFUSED: dict[str, tuple[Message, str]] = {
     "two keys": (data(5, 6, lengths=(32, 32), size=64), "a dense push or pull must be of one key, got 2"),
     "no frames": (Message(WORKER_0, push=True), "a push must have 3 data frames and a pull 2, got 0"),
     "neither push nor pull": (data(5, push=False), "a push must have 3 data frames and a pull 2"),
-    "part of a key": (replace(pull(5), arrays=((1, 7), (2, 0))), "keys must be whole 64-bit numbers, got 7 bytes"),
+    "part of a key": (
+        replace(pull(5), arrays=((1, 7), (2, 0))),
+        "keys must be whole 64-bit numbers, at most",
+    ),
+    "more keys than rows": (
+        replace(sparse_pull(7, 0, 1, 2, 3, 3), sender=WORKER_1),
+        "keys must be whole 64-bit numbers, at most 5, got 48 bytes",
+    ),
     "too few lengths": (replace(push(5, 64), arrays=((1, 8), (2, 64), (3, 3))), "there must be a length for each of 1"),
     "another server's key": (push((1 << 63) + 5, 64), "a key must be one of this server's"),
     "a key of worker 1": (push(9, 64, sender=WORKER_1), "key 9 must be initialised by worker 0 before it is pushed"),

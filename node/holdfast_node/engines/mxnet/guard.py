@@ -9,13 +9,15 @@ import hashlib
 import os
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from holdfast_node.contract.roles import Role, overlay_address
 from holdfast_node.contract.statuses import EXIT_REFUSED
 from holdfast_node.engines.errors import EngineError
-from holdfast_node.engines.mxnet import events, messages, native, policy
+from holdfast_node.engines.mxnet import backlog, events, messages, native, policy, ports
 from holdfast_node.engines.mxnet.messages import Message
 from holdfast_node.engines.mxnet.peers import Peers
 
@@ -49,9 +51,12 @@ class Guard:
             refuse=refuse,
             message=message,
             add_node=add_node,
+            max_frame_bytes=messages.MAX_BODY_BYTES if role is Role.SCHEDULER else native.MAX_FRAME_BYTES,
             origins=role is Role.SCHEDULER,
         )
         self._interposer = native.Interposer(library, Path(library._name), hooks)
+        if message is not None:
+            threading.Thread(target=self._watch, args=(hooks.peers.at,), name="backlog", daemon=True).start()
 
     def installed(self, name: str, multi_precision: bool) -> None:
         """Note the optimizer that this server now has; data and commands are judged by it."""
@@ -76,6 +81,35 @@ class Guard:
             digest = hashlib.sha256(message.body).hexdigest()
             self._authors.setdefault(digest, set()).add(messages.describe(message.sender))
         return passes
+
+    def _watch(self, at: Callable[[str], int]) -> NoReturn:
+        """Look again and again at what peers have under way, and end the process when it is more than they may."""
+        own, under_way = ports.own_address(), backlog.Backlog(at)
+        try:
+            while True:
+                judged = dict(self._interposer.judged)  # before what was received
+                for node, size in under_way.look(judged, backlog.received(own)).items():
+                    limit = self._limit(node)
+                    if limit is not None and size > limit:
+                        self._refuse_backlog(node, size, limit)
+                time.sleep(backlog.LOOK_SECONDS)
+        except BaseException as error:  # without this thread there would be no limit
+            refuse(f"the guard failed: {type(error).__name__}: {error}", messages.ANONYMOUS)
+
+    def _limit(self, node: int) -> int | None:
+        """Return how many bytes a peer may have under way; None: no limit."""
+        if node == messages.ANONYMOUS:  # of many peers, on a machine whose connections prove nothing
+            return None
+        if self.server is None:
+            return backlog.SCHEDULER_BYTES
+        values = self.server.values
+        if node == messages.worker_id(0) and not values.gradients:  # it sends the model
+            return None
+        return backlog.SERVER_BYTES + backlog.MODELS * values.size_bytes
+
+    @staticmethod
+    def _refuse_backlog(node: int, size: int, limit: int) -> NoReturn:
+        refuse(f"at most {limit} bytes may be under way that are no whole message yet, got {size}", node)
 
     @staticmethod
     def _own_id(role: Role, servers: int, workers: int) -> int:

@@ -34,6 +34,10 @@ MAX_BODY_BYTES = 4 << 20
 _MAX_NODES = 1024
 _MAX_FRAMES = 8
 _FEW_KEYS_BYTES = 64
+#: Makes a C int the sum of sizes that it is the rest of.
+UNSIGNED = (1 << 32) - 1
+#: ZMTP 3.0: flags and length of a frame; ZeroMQ's own identity for a peer without one.
+_SHORT, _SHORT_HEADER, _LONG_HEADER, _GENERATED_BYTES = 255, 2, 9, 5
 
 #: Head, application and customer; sender; flags; keys; size of the data; lengths.
 Fingerprint = tuple[bytes, int, bytes, bytes, int, bytes | None]
@@ -73,6 +77,17 @@ class Message:
     read: Callable[[int, int], bytes] = ctypes.string_at
     origin: str = ""
 
+    def framing(self, size: int) -> int:
+        """Return how many bytes more than `size` the message had on the wire.
+
+        `size` is what `ps::ZMQVan::RecvMsg` returned, a C int: the sum of the frames and of the sender's identity. On
+        the wire each frame has a header (rfc.zeromq.org/spec/23), and the identity is not there.
+        """
+        frames = [length for _, length in self.arrays]
+        identity = _GENERATED_BYTES if self.sender == ANONYMOUS else len(identity_of(self.sender))
+        frames.append((size & UNSIGNED) - sum(frames) - identity)
+        return sum(_SHORT_HEADER if length <= _SHORT else _LONG_HEADER for length in frames) - identity
+
 
 class MalformedError(Exception):
     """A message that no node of the job would send: too many parts, or too large."""
@@ -86,6 +101,11 @@ def server_id(rank: int) -> int:
 def worker_id(rank: int) -> int:
     """Return ps-lite's id of the worker with this rank (`Postoffice::WorkerRankToID`)."""
     return 9 + 2 * rank
+
+
+def identity_of(node_id: int) -> bytes:
+    """Return the ZeroMQ identity with which a node dials others (`ZMQVan::Connect`)."""
+    return b"ps%d" % node_id
 
 
 def seat(node_id: int) -> tuple[Role, int] | None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ class Hooks:
     refuse: Refuse
     message: Check | None = None
     add_node: Check | None = None
+    max_frame_bytes: int = MAX_FRAME_BYTES
     origins: bool = False
 
 
@@ -126,7 +128,10 @@ class Interposer:
         self._slots = require_known(path)
         self._receiver, self._receiving, self._origin = 0, 0, ""
         self._line = Line()
-        self._passed: set[messages.Fingerprint] = set()
+        #: What may pass unseen, with the bytes that it has on the wire beyond its size.
+        self._passed: dict[messages.Fingerprint, int] = {}
+        #: Bytes on the wire of the messages that were judged, by sender (`backlog.py`).
+        self.judged: dict[int, int] = defaultdict(int)
         self._base = _mapping(lambda start, _, name: name == str(path))[0]
         self._bind = self._replace(_BIND, self._on_bind, ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
         self._connect = self._replace(_CONNECT, self._on_connect, ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
@@ -165,7 +170,7 @@ class Interposer:
 
     def _on_bind(self, receiver: int, endpoint: bytes) -> int:
         domain = b"holdfast"
-        self._set(receiver, _ZMQ_MAXMSGSIZE, ctypes.c_int64(MAX_FRAME_BYTES))
+        self._set(receiver, _ZMQ_MAXMSGSIZE, ctypes.c_int64(self._hooks.max_frame_bytes))
         self._set(receiver, _ZMQ_ZAP_DOMAIN, ctypes.create_string_buffer(domain, len(domain)))
         return int(self._bind(receiver, endpoint))
 
@@ -213,18 +218,19 @@ class Interposer:
         self._receiving = 0
         # The sum of the frames is a C int, so from 2 GiB on it is negative; at -1 ps-lite aborts.
         if size != -1 and self._hooks.message is not None:
-            self._look(address, self._hooks.message)
+            self._look(address, self._hooks.message, size)
             self._line.join(address)
         return size
 
     def _on_add_node(self, van: int, address: int, nodes: int, recovered: int) -> None:
         if self._hooks.add_node is not None:
-            self._look(address, self._hooks.add_node)
+            self._look(address, self._hooks.add_node, 0)
         self._add_node(van, address, nodes, recovered)
 
-    def _look(self, address: int, check: Check) -> None:
+    def _look(self, address: int, check: Check, size: int) -> None:
         fingerprint = messages.fingerprint(address)
-        if fingerprint is not None and fingerprint in self._passed:
+        if fingerprint is not None and (framing := self._passed.get(fingerprint)) is not None:
+            self.judged[fingerprint[1]] += (size & messages.UNSIGNED) + framing
             return
         sender, facts = messages.ANONYMOUS, {}
         try:
@@ -232,8 +238,11 @@ class Interposer:
             message = messages.read_message(address)
             message.origin = self._origin
             facts = {"head": message.head, "control": message.control, "size": len(message.body)}
-            if check(message) and fingerprint is not None and len(self._passed) < _MAX_PASSED:
-                self._passed.add(fingerprint)
+            passes = check(message)
+            framing = message.framing(size)
+            self.judged[sender] += (size & messages.UNSIGNED) + framing
+            if passes and fingerprint is not None and len(self._passed) < _MAX_PASSED:
+                self._passed[fingerprint] = framing
         except (RefusedError, messages.MalformedError) as error:
             self._hooks.refuse(str(error), sender, **facts)
         except BaseException as error:  # ctypes would drop it, and the message would be followed

@@ -35,10 +35,10 @@ class Peers:
                 the very same identity.
         """
         if address == UNPROVEN_OVERLAY:
-            allowed = {_written(node): node for node in self._ids.values()}
+            allowed = {messages.identity_of(node): node for node in self._ids.values()}
             wanted = "the identity of a node that dials this one"
         elif (node := self.at(address)) != messages.ANONYMOUS:
-            allowed = {_written(node): node}
+            allowed = {messages.identity_of(node): node}
             wanted = f"the identity of {messages.describe(node)}, whose address it comes from"
         else:
             raise RefusedError(f"a connection must come from a node that dials this one, got {address[:40]!r}")
@@ -46,9 +46,5 @@ class Peers:
             raise RefusedError(f"a connection must carry {wanted}, got {self._name(identity)}")
 
     def _name(self, identity: bytes) -> str:
-        claimed = next((node for node in self._ids.values() if _written(node) == identity), None)
+        claimed = next((node for node in self._ids.values() if messages.identity_of(node) == identity), None)
         return repr(identity[:40]) + (f" ({messages.describe(claimed)})" if claimed is not None else "")
-
-
-def _written(node: int) -> bytes:
-    return b"ps%d" % node

@@ -9,11 +9,14 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from holdfast_node.engines.errors import PortError
 
 Address = tuple[str, int]
+T = TypeVar("T")
 
 
 def own_address() -> Address:
@@ -44,7 +47,11 @@ def require_free(address: Address) -> None:
 
 def listeners() -> set[Address]:
     """Return the IPv4 addresses and ports that this process listens on."""
-    found: set[Address] = set()
+    return set(each_socket(_listens_at))
+
+
+def each_socket(look: Callable[[socket.socket], T | None]) -> Iterator[T]:
+    """Yield what `look` returns of each IPv4 socket that this process has open, unless it returns None."""
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # a descriptor may be closed meanwhile, or be no socket
             copy = os.dup(int(entry.name))
@@ -54,10 +61,12 @@ def listeners() -> set[Address]:
                 os.close(copy)
                 continue
             with opened:
-                is_listener = opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                if opened.family == socket.AF_INET and is_listener:
-                    found.add(opened.getsockname())
-    return found
+                if opened.family == socket.AF_INET and (found := look(opened)) is not None:
+                    yield found
+
+
+def _listens_at(opened: socket.socket) -> Address | None:
+    return opened.getsockname() if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) else None
 
 
 def require_listener(address: Address, found: set[Address]) -> None:

@@ -56,7 +56,9 @@ class Values:
         """Know no key yet."""
         self._first_key = _MAX_KEY // servers * rank
         self._known: dict[int, Value] = {}
+        self._rows = 0  # of the longest row-sparse key
         self.gradients = False
+        self.size_bytes = 0  # of all keys
         self.multi_precision = False
 
     def check(self, message: Message, rank: int, modes: Modes) -> bool:
@@ -72,7 +74,8 @@ class Values:
         if found is None:
             raise RefusedError(f"data message {message.head} is of no known kind and type")
         kind, dtype = found
-        keys, size, lengths = _parts(message)
+        # Worker 0 may initialise a key with any number of rows; nobody needs more than there are.
+        keys, size, lengths = _parts(message, max(2, 1 + self._rows) if rank else _MAX_INT)
         if kind == ROW_SPARSE:
             self._check_sparse(message, rank, modes, dtype, keys, size, lengths)
             return False
@@ -164,6 +167,8 @@ class Values:
         if message.pull or len(self._known) >= MAX_KEYS:
             raise RefusedError(f"key {key} must be initialised by a push, and be one of at most {MAX_KEYS}")
         self._known[key] = value
+        self.size_bytes += value.size * (value.rows or 1)
+        self._rows = max(self._rows, value.rows)
 
     def _gradient(self, key: int, modes: Modes) -> None:
         if not modes.optimizer and not modes.synchronous:  # the native code would abort
@@ -178,14 +183,14 @@ class Values:
         return local
 
 
-def _parts(message: Message) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+def _parts(message: Message, max_keys: int) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
     """Return keys, size of the data in bytes, and lengths, as `KVServer::Process` will read them."""
     arrays = message.arrays
     if not 2 <= len(arrays) <= 3 or (message.push and len(arrays) != 3) or not (message.push or message.pull):
         raise RefusedError(f"a push must have 3 data frames and a pull 2, got {len(arrays)}")
     (address, size), (_, data_size) = arrays[:2]
-    if not size or size % 8 or size // 8 > _MAX_INT:
-        raise RefusedError(f"keys must be whole 64-bit numbers, got {size} bytes")
+    if not size or size % 8 or size // 8 > max_keys:
+        raise RefusedError(f"keys must be whole 64-bit numbers, at most {max_keys}, got {size} bytes")
     count = size // 8
     keys = struct.unpack(f"={count}Q", message.read(address, size))
     lengths: tuple[int, ...] = ()
