@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 from holdfast_node.contract.layout import ModelsBucket
 from holdfast_node.models import (
     MAX_BUNDLE_BYTES,
+    MAX_FILE_BYTES,
     ModelRefused,
     VerifiedModel,
     check_content,
@@ -22,22 +23,44 @@ from holdfast_node.models import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+#: The largest file that is fetched. What is signed are digests, without sizes: this is as much as MXNet can have had in
+#: the memory of a GPU, and less than the disk that somebody with the bucket in hand would like to fill.
+MAX_DOWNLOAD_BYTES = 80 << 30
 _CHUNK_BYTES = 1 << 20
 _MISSING = frozenset({"NoSuchKey", "404", "AccessDenied"})
 
 
-def download(s3: "S3Client", bucket: str, key: str, path: Path, *, name: str, sha256: str) -> None:
+def download(
+    s3: "S3Client",
+    bucket: str,
+    key: str,
+    path: Path,
+    *,
+    name: str,
+    sha256: str,
+    limit_bytes: int = MAX_DOWNLOAD_BYTES,
+) -> None:
     """Write an object to a new file (0640 at most) if it has this SHA-256 (hex); `name` is the file's, for messages.
 
     Raises:
-        ModelRefused: it has another digest. The file is left; the directory is the caller's to drop.
+        ModelRefused: it has another digest, or is longer than `limit_bytes`, of which no more is read or written. The
+            file is left; the directory is the caller's to drop.
     """
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     digest = hashlib.sha256()
     reply = s3.get_object(Bucket=bucket, Key=key)
+    written, longer = (
+        0,
+        f"{name} must have at most {limit_bytes} bytes, and s3://{bucket}/{key} has more; do not load it",
+    )
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
     with contextlib.closing(reply["Body"]) as body, os.fdopen(descriptor, "wb") as file:
+        if reply["ContentLength"] > limit_bytes:
+            raise ModelRefused(longer)
         for chunk in body.iter_chunks(_CHUNK_BYTES):
+            written += len(chunk)
+            if written > limit_bytes:
+                raise ModelRefused(longer)
             digest.update(chunk)
             file.write(chunk)
     check_content(name, sha256, digest.hexdigest())
@@ -62,7 +85,8 @@ def fetch_model(
         directory.mkdir(mode=0o750)
         for name in record_first(signed):
             key = ModelsBucket.prefix(job_id) + name
-            download(s3, bucket, key, directory / name, name=name, sha256=signed[name])
+            # A longer file could not be loaded.
+            download(s3, bucket, key, directory / name, name=name, sha256=signed[name], limit_bytes=MAX_FILE_BYTES)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown")
         if code not in _MISSING:

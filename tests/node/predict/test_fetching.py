@@ -1,5 +1,6 @@
 """A predictor's model comes from the bucket exactly as it was signed, or not at all. S3 is the embedded AWS's."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from holdfast_local.emulator.process import Emulator
 from holdfast_node.contract.documents import Predictions
 from holdfast_node.contract.layout import MODEL_RECORD, ModelsBucket
-from holdfast_node.fetching import fetch_model
+from holdfast_node.fetching import download, fetch_model
 from holdfast_node.models import ModelRefused, VerifiedModel
 from holdfast_node.predict.node import prepare
 from holdfast_node.predict.places import Places
@@ -148,6 +149,32 @@ def test_a_model_is_refused_with(case: str, bucket: Bucket) -> None:
     with pytest.raises(ModelRefused) as refusal:
         bucket.fetch()
     assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["as its length says", "whatever its length says"])
+def test_a_file_beyond_the_limit_is_refused_before_it_is_written(
+    declared: bool, bucket: Bucket, tmp_path: Path
+) -> None:
+    data, path = b"x" * 3_000_000, tmp_path / "net.params"
+    bucket.put(PARAMS, data)
+
+    class Liar:
+        """A bucket that may understate."""
+
+        def get_object(self, **named: Any) -> dict[str, Any]:
+            reply = dict(bucket.s3.get_object(**named))
+            return reply if declared else reply | {"ContentLength": 1}
+
+    named = {"name": "net.params", "sha256": hashlib.sha256(data).hexdigest()}
+    with pytest.raises(ModelRefused) as refusal:
+        download(Liar(), "models", PARAMS, path, limit_bytes=2_999_999, **named)  # type: ignore[arg-type]
+    assert str(refusal.value) == (
+        f"net.params must have at most 2999999 bytes, and s3://models/{PARAMS} has more; do not load it"
+    )
+    assert path.stat().st_size <= (0 if declared else 2_999_999)
+    path.unlink()
+    download(Liar(), "models", PARAMS, path, limit_bytes=3_000_000, **named)  # type: ignore[arg-type]
+    assert path.read_bytes() == data
 
 
 def test_a_second_start_fetches_anew(bucket: Bucket, tmp_path: Path) -> None:
