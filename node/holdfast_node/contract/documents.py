@@ -461,6 +461,67 @@ class NodeResult(Document):
     model_sha256: str | None = None
 
 
+#: How a phase of a node's boot can end.
+BOOT_STATUSES = BOOT_OK, BOOT_FAILED, BOOT_TIMEOUT = ("ok", "failed", "timeout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootPhase(Document):
+    """A phase of a node's boot, as its user data recorded it (docs/boot.md): a line of the node's boot log.
+
+    `start` and `end` are ISO 8601 times by the node's clock; `status` is one of `BOOT_STATUSES`; `timeout_seconds` is
+    what it was allowed; `cause` and `remedy` are a line each for a human, and empty where it went well.
+    """
+
+    phase: str
+    start: str
+    end: str
+    status: str
+    timeout_seconds: int
+    cause: str = ""
+    remedy: str = ""
+
+    def validate(self) -> None:
+        """Check that the status is one, and that the times are some with a zone."""
+        if self.status not in BOOT_STATUSES:
+            raise DocumentError(f"status must be one of {list(BOOT_STATUSES)}, got {self.status[:100]!r}")
+        _ = self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """How long the phase took."""
+        try:
+            start, end = datetime.fromisoformat(self.start), datetime.fromisoformat(self.end)
+            return (end - start).total_seconds()
+        except (ValueError, TypeError):
+            raise DocumentError(
+                f"start and end must be ISO 8601 times, got {self.start[:40]!r} and {self.end[:40]!r}"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootRecord(Document):
+    """How a node's boot went, phase by phase; it is written when the last phase has ended, or one has failed."""
+
+    role: NodeRole
+    instance_id: str
+    phases: tuple[BootPhase, ...]
+
+    def validate(self) -> None:
+        """Check the form of the instance id, and that there is a phase."""
+        require(INSTANCE_ID_PATTERN, self.instance_id, "instance_id")
+        if not self.phases:
+            raise DocumentError("phases must name one phase at least")
+
+    @property
+    def failure(self) -> str | None:
+        """Why the node did not boot, with its name, in one line; None if it did."""
+        last = self.phases[-1]
+        if last.status == BOOT_OK:
+            return None
+        return f"{self.role} ({self.instance_id}) did not boot: {last.phase}: {last.cause}; {last.remedy}"
+
+
 def require(pattern: re.Pattern[str], value: str, where: str) -> str:
     """Return `value` if all of it matches `pattern`; else raise DocumentError."""
     if not pattern.fullmatch(value):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from holdfast_node.contract.roles import Role
+from holdfast_node.contract.roles import NodeRole, Role
 
 
 class User(StrEnum):
@@ -133,6 +133,7 @@ class JobsBucket:
     LOCK = "control/lock.json"  # which execution holds the cluster; writer: the state machine
     RENDEZVOUS = "rendezvous/current.json"  # writer: the scheduler; readers: all nodes
     PROOFS = "pki/proofs/"  # prefix of the hashes of used proofs; writer: the enrolment function; nobody reads them
+    BOOTS = "boot/"  # prefix of all nodes' boots, see `boot`
     DENIED = "denied/"  # prefix of denials; writer: the operator; readers: the enrolment function, all nodes
 
     @staticmethod
@@ -164,6 +165,16 @@ class JobsBucket:
     def node(role: Role, instance_id: str) -> str:
         """One node's registration."""
         return f"nodes/{role}/{instance_id}.json"
+
+    @staticmethod
+    def boot_prefix(role: NodeRole) -> str:
+        """How boots of a role's nodes went. Writer: that role; readers: the scheduler, the operator."""
+        return f"{JobsBucket.BOOTS}{role}/"
+
+    @staticmethod
+    def boot(role: NodeRole, instance_id: str) -> str:
+        """How one node's boot went (`BootRecord`)."""
+        return f"{JobsBucket.boot_prefix(role)}{instance_id}.json"
 
     @staticmethod
     def result_prefix(role: Role) -> str:

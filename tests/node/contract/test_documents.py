@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from holdfast_node.contract.documents import (
+    BootPhase,
+    BootRecord,
     CodeArchive,
     Control,
     JobDocument,
@@ -254,3 +256,51 @@ def test_a_predictors_configuration_refuses(case: str) -> None:
     with pytest.raises(DocumentError) as refusal:
         NodeConfig.parse(json.dumps(PREDICTOR | changes))
     assert message in str(refusal.value)
+
+
+PHASE = {
+    "phase": "fetch",
+    "start": "2026-11-24T18:31:29Z",
+    "end": "2026-11-24T18:31:31Z",
+    "status": "failed",
+    "timeout_seconds": 120,
+    "cause": "it is not there",
+    "remedy": "deploy again",
+}
+BOOT = {"role": "predictor", "instance_id": "i-0123456789abcdef0", "phases": [PHASE | {"status": "ok"}, PHASE]}
+
+
+def test_a_boot_that_failed_says_who_where_why_and_what_to_do() -> None:
+    record = BootRecord.parse(json.dumps(BOOT))
+    assert record.failure == "predictor (i-0123456789abcdef0) did not boot: fetch: it is not there; deploy again"
+    assert [phase.seconds for phase in record.phases] == [2.0, 2.0]
+    assert BootRecord.parse(record.to_json()) == record
+
+
+def test_a_boot_whose_last_phase_went_well_has_no_failure() -> None:
+    assert BootRecord.parse(json.dumps(BOOT | {"phases": [PHASE, PHASE | {"status": "ok"}]})).failure is None
+
+
+REFUSED_PHASES: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown status": ({"status": "fine"}, "status must be one of ['ok', 'failed', 'timeout'], got 'fine'"),
+    "a time that is none": (
+        {"end": "now"},
+        "start and end must be ISO 8601 times, got '2026-11-24T18:31:29Z' and 'now'",
+    ),
+    "one time without a zone": ({"end": "2026-11-24T18:31:31"}, "start and end must be ISO 8601 times"),
+    "another key": ({"shell": "rm"}, "BootPhase has unknown keys ['shell']"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_PHASES)
+def test_a_phase_of_a_boot_refuses(case: str) -> None:
+    changes, message = REFUSED_PHASES[case]
+    with pytest.raises(DocumentError) as refusal:
+        BootPhase.parse(json.dumps(PHASE | changes))
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("changes", [{"phases": []}, {"instance_id": "../x"}, {"role": "mayor"}])
+def test_a_record_of_a_boot_refuses(changes: dict[str, Any]) -> None:
+    with pytest.raises(DocumentError):
+        BootRecord.parse(json.dumps(BOOT | changes))
