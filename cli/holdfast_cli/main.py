@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,10 +11,14 @@ from holdfast_cli.options import Commands, Options, output_option, pass_options
 from holdfast_cli.terminal import print_json, safe
 from holdfast_cli.views import show_job, show_jobs, show_line
 
+if TYPE_CHECKING:
+    from holdfast_cli.status import JobView
+
 EPILOG = """\b
 Examples:
   holdfast submit examples/digits --entry train.py --workers 2 --wait
   holdfast status                      the latest jobs
+  holdfast nodes                       how the latest job's instances booted
   holdfast logs --role worker --follow the latest job's workers, live
   holdfast fetch JOB --to digits-model verified, or nothing is written
   holdfast revoke INSTANCE_ID          cut a node off, for ever
@@ -121,7 +126,7 @@ def status(options: Options, job: str | None, wait: bool) -> None:
     if wait:
         _wait(options, job or views.latest_job_id(options.cluster))
     elif job:
-        show_job(views.job(options.cluster, job), as_json=options.json)
+        _show(options, views.job(options.cluster, job))
     else:
         latest = views.latest(options.cluster)
         if options.json:
@@ -130,6 +135,27 @@ def status(options: Options, job: str | None, wait: bool) -> None:
             show_jobs(latest)
         else:
             click.echo(f"cluster {options.cluster.name} has run no job yet; start one with `holdfast submit`")
+
+
+@cli.command()
+@click.argument("job", metavar="[JOB]", required=False)
+@output_option
+@pass_options
+def nodes(options: Options, job: str | None) -> None:
+    """Show how the instances of JOB (default: the latest) booted: each phase with its seconds, and why one failed.
+
+    An instance is listed once it has become a node, or has given up: it records its boot then.
+    """
+    from holdfast_cli import boots
+    from holdfast_cli import status as views
+    from holdfast_cli.views import show_boots
+
+    job_id = job or views.latest_job_id(options.cluster)
+    found = boots.of_job(options.cluster, views.job(options.cluster, job_id))
+    if options.json:
+        print_json({"job_id": job_id, "nodes": [boot.to_dict() for boot in found]})
+    else:
+        show_boots(found, job_id)
 
 
 @cli.command()
@@ -277,8 +303,14 @@ def _wait(options: Options, job_id: str) -> None:
     with Progress(plain=options.json) as progress:
         for view in views.watch(options.cluster, job_id, options.poll_seconds):
             progress.report_job(view)
-    show_job(view, as_json=options.json)
+    _show(options, view)
     views.require_success(view)
+
+
+def _show(options: Options, view: "JobView") -> None:
+    from holdfast_cli import boots
+
+    show_job(view, boots.of_job(options.cluster, view), as_json=options.json)
 
 
 def _add_local_commands() -> None:

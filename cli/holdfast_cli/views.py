@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 import click
 
+from holdfast_cli.boots import Boot
 from holdfast_cli.logs import LogLine
 from holdfast_cli.revocation import Revocation
 from holdfast_cli.status import JobView, NodeView, Restart
 from holdfast_cli.terminal import duration, moment, print_fields, print_json, print_table, safe, safe_lines
 
 
-def show_job(view: JobView, *, as_json: bool) -> None:
-    """Print a job and its nodes."""
+def show_job(view: JobView, boots: Sequence[Boot], *, as_json: bool) -> None:
+    """Print a job, its nodes, and the instances that did not become any."""
     if as_json:
-        print_json(view.to_dict())
+        print_json({**view.to_dict(), "boots": [boot.to_dict() for boot in boots]})
         return
     print_fields(
         (
@@ -37,6 +38,26 @@ def show_job(view: JobView, *, as_json: bool) -> None:
             for node in view.nodes
         ]
         print_table(("NODE", "ADDRESS", "IDENTITY", "TLS", "RESULT", "CAUSE"), rows)
+    show_failed_boots(boots)
+
+
+def show_boots(boots: Sequence[Boot], job_id: str) -> None:
+    """Print one row for each instance that has booted, and below it what one that has not failed of."""
+    if not boots:
+        click.echo(f"no instance of job {job_id} has recorded its boot yet")
+        return
+    rows = [(boot.role, boot.instance_id, _boot_state(boot), duration(boot.seconds), _phases(boot)) for boot in boots]
+    print_table(("ROLE", "INSTANCE", "BOOT", "TOOK", "PHASES (SECONDS)"), rows)
+    show_failed_boots(boots)
+
+
+def show_failed_boots(boots: Sequence[Boot]) -> None:
+    """Print cause and remedy of the instances that did not boot; nothing where all did."""
+    for boot in boots:
+        if boot.failed:
+            click.echo()
+            click.echo(safe(f"{boot.role} ({boot.instance_id}) did not boot: {_boot_state(boot)}"))
+            print_fields((("  cause", boot.cause), ("  remedy", boot.remedy)))
 
 
 def show_jobs(views: Sequence[JobView]) -> None:
@@ -74,6 +95,16 @@ def show_revocations(revocations: Sequence[Revocation], cluster: str) -> None:
     print_table(
         ("INSTANCE", "REVOKED", "REASON"), [(one.instance_id, one.revoked_at, one.reason) for one in revocations]
     )
+
+
+def _boot_state(boot: Boot) -> str:
+    if not boot.failed:
+        return "ok"
+    return f"{boot.phases[-1].phase} {boot.status}" if boot.phases else boot.status
+
+
+def _phases(boot: Boot) -> str:
+    return ", ".join(f"{phase.phase} {phase.seconds:g}" for phase in boot.phases)
 
 
 def _generation(view: JobView) -> str | None:

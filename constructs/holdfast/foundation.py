@@ -245,18 +245,19 @@ class ClusterFoundation(Construct):
             )
 
     def grant_read_results(self, grantee: iam.IGrantable) -> None:
-        """Let `grantee` read jobs' records, logs and models, and the key that models are verified with."""
+        """Let `grantee` read jobs' and boots' records, logs and models, and the key that models are verified with."""
         keys, jobs, models = self.keys, self.buckets.jobs, self.buckets.models
 
-        def listing(prefix: str) -> dict[str, dict[str, str]]:
+        def listing(*prefixes: str) -> dict[str, dict[str, list[str]]]:
             # S3 asks for the right to list, without a prefix, before it says that an object is not there.
-            return {"StringLikeIfExists": {"s3:prefix": prefix}}
+            return {"StringLikeIfExists": {"s3:prefix": list(prefixes)}}
 
         for actions, resource, conditions in (
             (["kms:GetPublicKey"], keys.model_signing.key_arn, None),
             (["kms:Decrypt"], keys.data.key_arn, via_s3(self)),
             (["s3:GetObject"], jobs.arn_for_objects("status/*"), None),
-            (["s3:ListBucket"], jobs.bucket_arn, listing("status/*")),
+            (["s3:GetObject"], jobs.arn_for_objects(f"{JobsBucket.BOOTS}*"), None),
+            (["s3:ListBucket"], jobs.bucket_arn, listing("status/*", f"{JobsBucket.BOOTS}*")),
             (["s3:GetObject"], models.arn_for_objects("models/*"), None),
             (["s3:ListBucket"], models.bucket_arn, listing("models/*")),
             (["logs:FilterLogEvents"], self.node_log.log_group_arn, None),

@@ -14,7 +14,7 @@ from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge_keys
 from holdfast.foundation import ClusterFoundation
 from holdfast.network import PrivateNetwork
-from holdfast.node_policy import every_node
+from holdfast.node_policy import boot_records, every_node
 from holdfast.security_groups import HTTPS, allow_between, allow_s3, closed_security_group
 from holdfast.training.fleet import FleetProps, NodeFleet
 from holdfast.training.user_data import node_user_data
@@ -105,6 +105,12 @@ class PredictorFleet(Construct):
         )
         if foundation.sessions is not None:
             foundation.sessions.acknowledge_wildcards(self.fleet.policy)
+        acknowledge_keys(
+            self.fleet.policy,
+            foundation.buckets.jobs,
+            boot_records(role),
+            reason="A boot's record ends in the id of an instance that does not exist yet; the prefix is the role's.",
+        )
         self._allow_traffic(network, port, clients)
         #: The predictors' connections; `allow_from` on its port lets in more.
         self.connections = ec2.Connections(security_groups=[self.security_group], default_port=ec2.Port.tcp(port))
@@ -150,11 +156,11 @@ class PredictorFleet(Construct):
 def _statements(foundation: ClusterFoundation, job_id: str) -> list[iam.PolicyStatement]:
     keys, buckets = foundation.keys, foundation.buckets
     return [
-        *every_node(foundation),
+        *every_node(foundation, Serving.PREDICTOR),
         iam.PolicyStatement(sid="VerifyModels", actions=["kms:GetPublicKey"], resources=[keys.model_signing.key_arn]),
         iam.PolicyStatement(
             sid="EncryptedObjects",
-            actions=["kms:Decrypt"],
+            actions=["kms:Decrypt", "kms:GenerateDataKey"],
             resources=[keys.data.key_arn],
             conditions=via_s3(foundation),
         ),

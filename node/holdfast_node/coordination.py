@@ -76,6 +76,7 @@ class Coordination:
     history: list[Generation] = field(default_factory=list, init=False)
     _losses: dict[str, NodeResult] = field(default_factory=dict, init=False)
     _excluded: dict[str, str] = field(default_factory=dict, init=False)
+    _not_booted: dict[str, tuple[Role, str]] = field(default_factory=dict, init=False)
     _causes: tuple[str, ...] = field(default=(), init=False)
     _late: dict[tuple[str, int], float] = field(default_factory=dict, init=False)
     _first_steps: dict[str, int] = field(default_factory=dict, init=False)
@@ -129,6 +130,13 @@ class Coordination:
         if instance_id not in self._excluded:
             self._excluded[instance_id] = cause
             self.lose(instance_id, cause)
+
+    def boot_failed(self, instance_id: str, role: Role, cause: str) -> None:
+        """Note that an instance will not become a node. A job that lacks a node of its role ends with this cause.
+
+        Its group starts another one, which boots from the same template: that would fail again, at the owner's cost.
+        """
+        self._not_booted.setdefault(instance_id, (role, cause))
 
     def advance(self, now: float, alive: Collection[str]) -> None:
         """Decide what can be decided at `now` (any clock's seconds), with these instances heard of lately.
@@ -202,6 +210,8 @@ class Coordination:
         lacking = self.missing(alive)
         if not lacking:
             self._start(alive)
+        elif missed := [cause for role, cause in self._not_booted.values() if role in lacking]:
+            self._end(f"{self._causes[0]}; then {missed[0]}" if self._causes else missed[0])
         elif now > self._gather_until:
             words = ", ".join(f"{count} {role}" for role, count in lacking.items())
             late = f"nodes did not register within {GATHER_SECONDS:g} s: {words}{self._at_one_address(alive)}"

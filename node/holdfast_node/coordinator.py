@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from holdfast_node.contract.documents import ENDED, Control, JobDocument, NodeResult, Registration, Rendezvous
+from holdfast_node.contract.documents import (
+    ENDED,
+    BootRecord,
+    Control,
+    JobDocument,
+    NodeResult,
+    Registration,
+    Rendezvous,
+)
 from holdfast_node.contract.errors import DocumentError, HoldfastError
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
@@ -97,7 +105,7 @@ def coordinate(
     coordination, presence = Coordination(job, previous), PresenceWatch(detection.silence_seconds)
     # S3 keeps whole seconds. What was registered before this execution belongs to instances that are gone.
     started = datetime.fromisoformat(control.started_at) - timedelta(seconds=1)
-    published, recorded = previous, b""
+    published, recorded, boots = previous, b"", BootWatch(started)
     while True:
         if (record := coordination.record()) != recorded:
             store.save(JobsBucket.status(job.job_id), record)
@@ -111,6 +119,8 @@ def coordinate(
                 presence.seen(key, changed)
         for instance_id, cause in denied().items():
             coordination.exclude(instance_id, cause)
+        if coordination.gathering:
+            boots.hear(store, coordination)
         _hear(store, coordination, presence)
         coordination.note_late(late())
         coordination.advance(time.monotonic(), presence.alive())
@@ -157,6 +167,31 @@ def _hear(store: Store, coordination: Coordination, presence: "PresenceWatch") -
         elif presence.lost(JobsBucket.node(peer.role, peer.instance_id)):
             cause = f"not heard of for {presence.silence_seconds:g} s: the node was lost, or its agent died"
             coordination.lose(peer.instance_id, cause)
+
+
+class BootWatch:
+    """Knows how the boots of a job's instances went; reads each record once, and again when it was rewritten."""
+
+    def __init__(self, started: datetime) -> None:
+        """Watch what was recorded since `started`: what is older is of instances that are gone."""
+        self._started = started
+        self._read: dict[str, datetime] = {}
+
+    def hear(self, store: Store, coordination: Coordination) -> None:
+        """Tell `coordination` of the instances that did not boot. A record that is none says nothing."""
+        for role in Role:
+            for key, changed in store.changed_since(JobsBucket.boot_prefix(role), self._started):
+                if self._read.get(key) == changed:
+                    continue
+                self._read[key] = changed
+                try:
+                    record = store.load(BootRecord, key)
+                except DocumentError as error:  # its writer is one node, and the others go on without it
+                    _LOG.warning("%s cannot be used: %s", key, one_line(str(error)))
+                    continue
+                # A role may write below its own prefix only, so the key says of whom the record may speak.
+                if record and record.failure and key == JobsBucket.boot(record.role, record.instance_id):
+                    coordination.boot_failed(record.instance_id, role, one_line(record.failure, MAX_CAUSE))
 
 
 class PresenceWatch:

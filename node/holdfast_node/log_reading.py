@@ -58,9 +58,9 @@ def last_line(log: str) -> str:
     return next((line for line in lines if line and not line.startswith("{")), "its log is empty")
 
 
-def one_line(text: str) -> str:
-    """Return `text` as one printable line of at most 300 characters: logs of user code reach people's terminals."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:_MAX_CAUSE]
+def one_line(text: str, most: int = _MAX_CAUSE) -> str:
+    """Return `text` as one printable line of at most `most` characters: logs of user code reach people's terminals."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:most]
 
 
 def read_head(path: Path, start: int = 0) -> str:

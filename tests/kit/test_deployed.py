@@ -230,6 +230,10 @@ OBJECTS = {
     "a worker cannot read a registration, not even its own": (Role.WORKER, False, "get", "nodes/worker/i-1.json"),
     "the scheduler cannot take the lock away": (Role.SCHEDULER, False, "put", JobsBucket.LOCK),
     "a worker cannot rewrite a job's record": (Role.WORKER, False, "put", "status/sample.json"),
+    "a worker says how it booted": (Role.WORKER, True, "put", JobsBucket.boot(Role.WORKER, "i-1")),
+    "a worker cannot say how a server booted": (Role.WORKER, False, "put", JobsBucket.boot(Role.SERVER, "i-1")),
+    "the scheduler reads how a worker booted": (Role.SCHEDULER, True, "get", JobsBucket.boot(Role.WORKER, "i-1")),
+    "a server cannot read how a worker booted": (Role.SERVER, False, "get", JobsBucket.boot(Role.WORKER, "i-1")),
 }
 
 

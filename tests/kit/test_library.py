@@ -83,7 +83,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     policy = stack.operator.node.find_child("DefaultPolicy")
     reason = "The operator's jobs have ids of their own."
     buckets = stack.foundation.buckets
-    holdfast.acknowledge_keys(policy, buckets.jobs, "jobs/*", "status/*", reason=reason)
+    holdfast.acknowledge_keys(policy, buckets.jobs, "boot/*", "jobs/*", "status/*", reason=reason)
     holdfast.acknowledge_keys(policy, buckets.models, "models/*", reason=reason)
     own = "arn:<AWS::Partition>:{}:<AWS::Region>:<AWS::AccountId>:{}"
     for arn in (

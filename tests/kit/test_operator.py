@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from tests.kit.deployed import CLUSTER, Account, until
 from tests.kit.support import ROOT, Deployment
 
-from holdfast_cli import jobs, logs, models, status
+from holdfast_cli import boots, jobs, logs, models, status
 from holdfast_cli.aws import Aws, Cluster, find_cluster
 from holdfast_cli.errors import NotFoundError
 from holdfast_node.contract.layout import JobsBucket
@@ -108,6 +108,17 @@ def test_operator_reads_a_jobs_record(account: Account, cluster: Cluster, job_id
     assert [node.role for node in status.job(cluster, job_id).nodes] == ["worker"]
 
 
+def test_operator_sees_how_a_jobs_nodes_booted(account: Account, cluster: Cluster, job_id: str) -> None:
+    phase = {"phase": "fetch", "start": "2026-11-24T18:31:29Z", "end": "2026-11-24T18:31:31Z", "timeout_seconds": 9}
+    record = {"role": "worker", "instance_id": "i-0123456789abcdef0", "phases": [{**phase, "status": "ok"}]}
+    account.client("s3", account.node(Role.WORKER)).put_object(
+        Bucket=cluster.jobs_bucket,
+        Key=JobsBucket.boot(Role.WORKER, "i-0123456789abcdef0"),
+        Body=json.dumps(record).encode(),
+    )
+    assert [boot.instance_id for boot in boots.of_job(cluster, status.job(cluster, job_id))] == ["i-0123456789abcdef0"]
+
+
 def test_operator_reads_a_jobs_logs(account: Account, cluster: Cluster, job_id: str) -> None:
     writer, stream = account.client("logs"), f"{job_id}/worker/i-0123456789abcdef0/trainer"
     writer.create_log_stream(logGroupName=cluster.log_group, logStreamName=stream)
@@ -139,6 +150,7 @@ DENIED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "write a job's record": ("s3", "put_object", {"Bucket": "{jobs}", "Key": "status/other.json", "Body": b"{}"}),
     "revoke an instance": ("s3", "put_object", {"Bucket": "{jobs}", "Key": "denied/i-0123456789abcdef0.json"}),
     "take the lock away": ("s3", "delete_object", {"Bucket": "{jobs}", "Key": "control/lock.json"}),
+    "write how a node booted": ("s3", "put_object", {"Bucket": "{jobs}", "Key": "boot/worker/i-1.json", "Body": b""}),
     "replace a model": ("s3", "put_object", {"Bucket": "{models}", "Key": "models/a/files/b", "Body": b""}),
     "list registrations": ("s3", "list_objects_v2", {"Bucket": "{jobs}", "Prefix": "nodes/"}),
     "sign a model": (

@@ -24,6 +24,7 @@ def common(role: Role) -> dict[str, Grant]:
         ),
         "ReadJobs": ("s3:GetObject", [f"{JOBS}/jobs/*", f"{JOBS}/rendezvous/current.json"], None),
         "ListDenials": ("s3:ListBucket", JOBS, {"StringEquals": {"s3:prefix": "denied/"}}),
+        "RecordBoot": ("s3:PutObject", f"{JOBS}/boot/{role}/*", None),
         "OwnRecords": ("s3:PutObject", [f"{JOBS}/nodes/{role}/*", f"{JOBS}/results/{role}/*"], None),
         "WriteLogs": (["logs:CreateLogStream", "logs:PutLogEvents"], "<FoundationNodeLog.Arn>", None),
     }
@@ -40,10 +41,10 @@ OWN: dict[Role, dict[str, Grant]] = {
     Role.SCHEDULER: {
         "ReadControlAndRecords": (
             "s3:GetObject",
-            [f"{JOBS}/control/current.json", f"{JOBS}/nodes/*", f"{JOBS}/results/*"],
+            [f"{JOBS}/boot/*", f"{JOBS}/control/current.json", f"{JOBS}/nodes/*", f"{JOBS}/results/*"],
             None,
         ),
-        "ListRegistrations": ("s3:ListBucket", JOBS, {"StringLike": {"s3:prefix": "nodes/*"}}),
+        "ListRegistrations": ("s3:ListBucket", JOBS, {"StringLike": {"s3:prefix": ["nodes/*", "boot/*"]}}),
         "LeadJobs": ("s3:PutObject", [f"{JOBS}/rendezvous/current.json", f"{JOBS}/status/*"], None),
         "ReportJobs": (
             ["states:SendTaskFailure", "states:SendTaskHeartbeat", "states:SendTaskSuccess"],

@@ -106,7 +106,8 @@ def test_it_may_do_this_and_nothing_else(closed: tuple[Any, Any]) -> None:
     assert statements == {
         "Enrol": ("lambda:InvokeFunction", "<FoundationEnrolmentFunction.Arn>", None),
         "VerifyModels": ("kms:GetPublicKey", "<FoundationKeysModelSigning.Arn>", None),
-        "EncryptedObjects": ("kms:Decrypt", "<FoundationKeysData.Arn>", via_s3),
+        "EncryptedObjects": (["kms:Decrypt", "kms:GenerateDataKey"], "<FoundationKeysData.Arn>", via_s3),
+        "RecordBoot": ("s3:PutObject", f"{jobs}/boot/predictor/*", None),
         "ReadModel": ("s3:GetObject", [f"{MODELS}/models/{JOB}/files/*", f"{MODELS}/models/{JOB}/model.sig"], None),
         "ListDenials": ("s3:ListBucket", jobs, {"StringEquals": {"s3:prefix": "denied/"}}),
         "WriteLogs": (["logs:CreateLogStream", "logs:PutLogEvents"], "<FoundationNodeLog.Arn>", None),

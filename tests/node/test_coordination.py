@@ -421,3 +421,25 @@ def test_a_node_at_the_address_of_one_that_is_gone_or_revoked_gets_its_seat() ->
         leave(job)
         assert job.after() is not None
         assert job.state == (1, RUNNING)
+
+
+def test_an_instance_that_did_not_boot_ends_a_job_that_lacks_its_role_and_no_other() -> None:
+    job = Job()
+    job.alive.discard(FIRST)
+    job.coordination.boot_failed(SPARE, Role.SERVER, "server (i-00000000) did not boot: fetch: denied; x")
+    job.after()
+    assert job.coordination.outcome is None
+    job.coordination.boot_failed(FIRST, Role.WORKER, "worker (i-00000003) did not boot: mount: refused; x")
+    job.after()
+    assert job.cause == "worker (i-00000003) did not boot: mount: refused; x"
+
+
+def test_a_replacement_that_did_not_boot_ends_the_job_after_the_first_cause() -> None:
+    job = running()
+    job.alive.discard(FIRST)
+    job.coordination.lose(FIRST, "not heard of")
+    job.after()
+    job.acknowledge({SCHEDULER, SERVER, SECOND})
+    job.coordination.boot_failed(SPARE, Role.WORKER, "worker (i-00000000) did not boot: mount: refused; x")
+    job.after()
+    assert job.cause == "worker 0 (i-00000003): not heard of; then worker (i-00000000) did not boot: mount: refused; x"

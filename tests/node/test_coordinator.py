@@ -152,6 +152,43 @@ def test_registration_below_another_role_s_prefix_is_not_used(monkeypatch: pytes
     assert cause == "nodes did not register within 0.1 s: 1 scheduler"
 
 
+def boot_record(role: str, instance_id: str, status: str = "failed") -> bytes:
+    phase = {"phase": "fetch", "start": "2026-11-22T00:00:01Z", "end": "2026-11-22T00:00:02Z", "timeout_seconds": 120}
+    said = {"status": status, "cause": "S3 denies\nit", "remedy": "look at the role"}
+    return json.dumps({"role": role, "instance_id": instance_id, "phases": [phase | said]}).encode()
+
+
+def test_a_node_that_does_not_boot_fails_the_job_with_its_cause_at_once() -> None:
+    bucket = full_bucket(JOB)
+    del bucket[JobsBucket.node(Role.WORKER, "i-000000004")]
+    bucket[JobsBucket.boot(Role.WORKER, "i-000000004")] = boot_record("worker", "i-000000004")
+    cause = "worker (i-000000004) did not boot: fetch: S3 denies it; look at the role"
+    assert coordinated(bucket, JOB) == [("Holdfast.JobFailed", cause)]
+    assert json.loads(bucket[JobsBucket.status("digits-1")])["cause"] == cause
+
+
+#: What is below boot/worker/i-000000004.json while a worker is missing: no reason to fail the job.
+NO_FAILURES = {
+    "a boot that went well": boot_record("worker", "i-000000004", "ok"),
+    "another instance's": boot_record("worker", "i-000000005"),
+    "another role's": boot_record("server", "i-000000004"),
+    "no document": b"{}",
+}
+
+
+@pytest.mark.parametrize("case", NO_FAILURES)
+def test_a_boot_record_that_is_no_failure_of_its_writer_fails_nothing(
+    case: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(coordination, "GATHER_SECONDS", 0.7)  # more than one poll
+    bucket = full_bucket(JOB)
+    del bucket[JobsBucket.node(Role.WORKER, "i-000000004")]
+    bucket[JobsBucket.boot(Role.WORKER, "i-000000004")] = NO_FAILURES[case]
+    ((_, cause),) = coordinated(bucket, JOB)
+    assert cause == "nodes did not register within 0.7 s: 1 worker"
+    assert len(caplog.messages) == (1 if case == "no document" else 0)
+
+
 def test_rendezvous_of_another_job_is_nothing_to_take_over() -> None:
     bucket = full_bucket(JOB)
     coordinated(bucket, JOB)

@@ -5,7 +5,7 @@ from aws_cdk import aws_iam as iam
 from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.findings import acknowledge_keys
 from holdfast.foundation import ClusterFoundation
-from holdfast.node_policy import every_node
+from holdfast.node_policy import boot_records, every_node
 from holdfast.training.checkpoints import CheckpointStore
 from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import Role
@@ -16,9 +16,9 @@ CHECKPOINTING = frozenset({Role.SERVER, Role.WORKER})
 
 def acknowledge_wildcards(role: Role, policy: iam.ManagedPolicy, foundation: ClusterFoundation) -> None:
     """Excuse the object keys that end in a wildcard: jobs and instances have ids that nobody knows at deployment."""
-    jobs = ["jobs/*", f"{JobsBucket.node_prefix(role)}*", f"{JobsBucket.result_prefix(role)}*"]
+    jobs = ["jobs/*", f"{JobsBucket.node_prefix(role)}*", f"{JobsBucket.result_prefix(role)}*", boot_records(role)]
     if role is Role.SCHEDULER:
-        jobs += ["nodes/*", "results/*", "status/*"]
+        jobs += ["nodes/*", "results/*", "status/*", f"{JobsBucket.BOOTS}*"]
     reason = "Keys end in the id of a job or an instance; the prefix is the narrowest that holds before they exist."
     acknowledge_keys(policy, foundation.buckets.jobs, *jobs, reason=reason)
     if role is Role.WORKER:
@@ -46,7 +46,7 @@ def _common(role: Role, foundation: ClusterFoundation) -> list[iam.PolicyStateme
         jobs.arn_for_objects(f"{JobsBucket.result_prefix(role)}*"),
     ]
     return [
-        *every_node(foundation),
+        *every_node(foundation, role),
         iam.PolicyStatement(sid="VerifyJobs", actions=["kms:GetPublicKey"], resources=[keys.job_signing.key_arn]),
         iam.PolicyStatement(
             sid="EncryptedObjects",
@@ -69,13 +69,16 @@ def _scheduler(foundation: ClusterFoundation, state_machine_arn: str) -> list[ia
         iam.PolicyStatement(
             sid="ReadControlAndRecords",
             actions=["s3:GetObject"],
-            resources=[jobs.arn_for_objects(key) for key in (JobsBucket.CONTROL, "nodes/*", "results/*")],
+            resources=[
+                jobs.arn_for_objects(key)
+                for key in (JobsBucket.CONTROL, "nodes/*", "results/*", f"{JobsBucket.BOOTS}*")
+            ],
         ),
         iam.PolicyStatement(
             sid="ListRegistrations",
             actions=["s3:ListBucket"],
             resources=[jobs.bucket_arn],
-            conditions={"StringLike": {"s3:prefix": "nodes/*"}},
+            conditions={"StringLike": {"s3:prefix": ["nodes/*", f"{JobsBucket.BOOTS}*"]}},
         ),
         iam.PolicyStatement(
             sid="LeadJobs",
