@@ -2,11 +2,12 @@
 
 import re
 
-from aws_cdk import RemovalPolicy, Stack
+from aws_cdk import RemovalPolicy, Stack, Token
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
+from aws_cdk import aws_route53resolver as route53resolver
 from constructs import Construct
 
 from holdfast.access import NodeAccess, ServiceAccess
@@ -20,13 +21,22 @@ _PREFIX_LIST = re.compile(r"pl-[0-9a-f]{8,17}")
 #: Buckets of Amazon Linux 2023's package repositories, one per region (Amazon Linux 2023 user guide, "Access the
 #: repositories through a VPC endpoint").
 _PACKAGE_REPOSITORY = "al2023-repos-{region}-de612dc2"
+#: Where SDKs still call S3 by its oldest name (Amazon S3 User Guide, "Legacy endpoints").
+_GLOBAL_S3_REGION = "us-east-1"
+#: Rule groups of a VPC are asked in order of their priority, 101 to 8999; the ends are others' to take.
+_FIREWALL_PRIORITY = 1000
 
 
 class PrivateNetwork(Construct):
-    """A VPC with an isolated subnet in each of two zones, endpoints for what nodes call, and flow logs.
+    """A VPC with an isolated subnet in each of two zones, endpoints for what nodes call, a DNS firewall, and flow logs.
 
     No internet gateway, no NAT, no public address. Each interface endpoint and the S3 gateway carry a policy that
     admits this account's principals, the actions that nodes use and the resources they use them on.
+
+    Names are a way out too: the VPC's resolver asks the internet's name servers for whoever asks it, past every
+    security group. So DNS Firewall lets the names of these endpoints and of the region's file systems through, and
+    answers that no other name exists. It fails closed, which is AWS's default for a VPC (Route 53 Developer Guide,
+    "DNS Firewall VPC configuration").
 
     The VPC's default security group is left as AWS makes it: no network interface here carries it, and closing it
     would take a custom resource, a function with power over security groups.
@@ -102,6 +112,7 @@ class PrivateNetwork(Construct):
         self.endpoints = {service.name: self._endpoint(service) for service in access.services}
         self.s3_endpoint = self.vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
         self._allow_objects(access)
+        self._allow_names(ClusterNames(cluster_name), access)
 
     def _own_account(self) -> dict[str, dict[str, str]]:
         return {"StringEquals": {"aws:PrincipalAccount": Stack.of(self).account}}
@@ -145,6 +156,43 @@ class PrivateNetwork(Construct):
                 actions=["s3:GetObject"],
                 resources=[f"arn:{stack.partition}:s3:::{repository}/*"],
             )
+        )
+
+    def _allow_names(self, names: ClusterNames, access: NodeAccess) -> None:
+        stack = Stack.of(self)
+        own = f"{stack.region}.{stack.url_suffix}"
+        services = [f"{service.service.short_name}.{own}" for service in access.services]
+        buckets = [f"s3.{own}", f"s3.dualstack.{own}"]  # the second is what dnf uses
+        if Token.is_unresolved(stack.region) or stack.region == _GLOBAL_S3_REGION:
+            buckets.append(f"s3.{stack.url_suffix}")
+        domains = [*services, *buckets, *(f"*.{name}" for name in buckets), f"*.efs.{own}"]
+        allowed = route53resolver.CfnFirewallDomainList(
+            self, "AllowedNames", name=f"{names.cluster}-allowed", domains=domains
+        )
+        every = route53resolver.CfnFirewallDomainList(self, "EveryName", name=f"{names.cluster}-every", domains=["*"])
+        rule = route53resolver.CfnFirewallRuleGroup.FirewallRuleProperty
+        group = route53resolver.CfnFirewallRuleGroup(
+            self,
+            "NameRules",
+            name=f"{names.cluster}-names",
+            firewall_rules=[
+                rule(
+                    action="ALLOW",
+                    priority=1,
+                    firewall_domain_list_id=allowed.attr_id,
+                    # A bucket's name is an alias of one that S3 chooses.
+                    firewall_domain_redirection_action="TRUST_REDIRECTION_DOMAIN",
+                ),
+                rule(action="BLOCK", priority=2, firewall_domain_list_id=every.attr_id, block_response="NXDOMAIN"),
+            ],
+        )
+        route53resolver.CfnFirewallRuleGroupAssociation(
+            self,
+            "NameFirewall",
+            name=f"{names.cluster}-names",
+            firewall_rule_group_id=group.attr_id,
+            vpc_id=self.vpc.vpc_id,
+            priority=_FIREWALL_PRIORITY,
         )
 
     def _log_flows(

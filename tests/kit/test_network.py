@@ -100,3 +100,39 @@ def test_flow_logs_are_written_by_the_service_for_this_account_only(dev: Deploym
     (statement,) = dev.properties("AWS::IAM::Role")["NetworkFlowLogRole"]["AssumeRolePolicyDocument"]["Statement"]
     assert statement["Principal"] == {"Service": "vpc-flow-logs.amazonaws.com"}
     assert statement["Condition"] == {"StringEquals": {"aws:SourceAccount": "<AWS::AccountId>"}}
+
+
+def test_only_the_names_of_endpoints_and_file_systems_resolve(dev: Deployment) -> None:
+    lists = dev.properties("AWS::Route53Resolver::FirewallDomainList")
+    domains = {name: properties["Domains"] for name, properties in lists.items()}
+    assert domains == {
+        "NetworkAllowedNames": [
+            *(f"{service}.us-east-1.<AWS::URLSuffix>" for service in ENDPOINTS),
+            *("s3.us-east-1.<AWS::URLSuffix>", "s3.dualstack.us-east-1.<AWS::URLSuffix>", "s3.<AWS::URLSuffix>"),
+            *("*.s3.us-east-1.<AWS::URLSuffix>", "*.s3.dualstack.us-east-1.<AWS::URLSuffix>", "*.s3.<AWS::URLSuffix>"),
+            "*.efs.us-east-1.<AWS::URLSuffix>",
+        ],
+        "NetworkEveryName": ["*"],
+    }
+    (group,) = dev.properties("AWS::Route53Resolver::FirewallRuleGroup").values()
+    assert group["FirewallRules"] == [
+        {
+            "Action": "ALLOW",
+            "Priority": 1,
+            "FirewallDomainListId": "<NetworkAllowedNames.Id>",
+            "FirewallDomainRedirectionAction": "TRUST_REDIRECTION_DOMAIN",
+        },
+        {
+            "Action": "BLOCK",
+            "Priority": 2,
+            "FirewallDomainListId": "<NetworkEveryName.Id>",
+            "BlockResponse": "NXDOMAIN",
+        },
+    ]
+
+
+def test_the_name_firewall_is_the_networks(dev: Deployment) -> None:
+    (association,) = dev.properties("AWS::Route53Resolver::FirewallRuleGroupAssociation").values()
+    assert association["VpcId"] == "<NetworkVpc>"
+    assert association["FirewallRuleGroupId"] == "<NetworkNameRules.Id>"
+    assert 100 < association["Priority"] < 9000  # AWS keeps the rest

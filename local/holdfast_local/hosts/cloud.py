@@ -48,10 +48,10 @@ class Cloud:
         if not self.region:
             raise HostsError("no region is set; set AWS_REGION to the embedded AWS's region")
         self._cluster = cluster
-        self._ec2, self._iam, self._sts, efs = (
-            session.client(name, config=_CONFIG) for name in ("ec2", "iam", "sts", "efs")
+        self._ec2, self._iam, self._sts, efs, resolver = (
+            session.client(name, config=_CONFIG) for name in ("ec2", "iam", "sts", "efs", "route53resolver")
         )
-        self._vpcs = Networks(ec2=self._ec2, efs=efs, region=self.region)
+        self._vpcs = Networks(ec2=self._ec2, efs=efs, resolver=resolver, region=self.region)
         self._networks: dict[str, str] = {}
 
     def instances(self) -> list[Instance]:

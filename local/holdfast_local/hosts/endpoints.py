@@ -3,7 +3,7 @@
 Everything is read through AWS's own APIs, so it is what the deployed templates made.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Any
@@ -55,10 +55,10 @@ def resolver_address(cidr: str) -> str:
 
 
 class Networks:
-    """Reads VPCs; `ec2` and `efs` are clients of the embedded AWS."""
+    """Reads VPCs; `ec2`, `efs` and `resolver` (Route 53 Resolver) are clients of the embedded AWS."""
 
-    def __init__(self, *, ec2: Any, efs: Any, region: str) -> None:
-        self._ec2, self._efs, self._region = ec2, efs, region
+    def __init__(self, *, ec2: Any, efs: Any, resolver: Any, region: str) -> None:
+        self._ec2, self._efs, self._resolver, self._region = ec2, efs, resolver, region
 
     def read(self, vpc_ids: Iterable[str]) -> list[Network]:
         """Return these VPCs as they are now, in order of their ids."""
@@ -94,7 +94,19 @@ class Networks:
                 *(target for vpc_id, target in targets if vpc_id == vpc["VpcId"]),
             ),
             prefix_lists=dict(lists.values()),
+            firewall=tuple(self._firewall(vpc["VpcId"])),
         )
+
+    def _firewall(self, vpc_id: str) -> Iterator[FirewallRule]:
+        """Return the rules of every group that is associated with a VPC, in the order in which they are asked."""
+        groups = self._resolver.list_firewall_rule_group_associations(VpcId=vpc_id)["FirewallRuleGroupAssociations"]
+        for group in sorted(groups, key=lambda group: int(group["Priority"])):
+            rules = self._resolver.list_firewall_rules(FirewallRuleGroupId=group["FirewallRuleGroupId"])
+            for rule in sorted(rules["FirewallRules"], key=lambda rule: int(rule["Priority"])):
+                listed = self._resolver.list_firewall_domains(FirewallDomainListId=rule["FirewallDomainListId"])
+                domains = tuple(domain.rstrip(".").lower() for domain in listed["Domains"])
+                # ALERT lets through what it tells of.
+                yield FirewallRule(allow=rule["Action"] != "BLOCK", domains=domains)
 
     def _prefix_list(self, service_name: str) -> tuple[str, tuple[str, ...]]:
         """Return the id and the ranges of a service's prefix list."""
