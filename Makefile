@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup tools demo test attacks bench lint lock clean
+.PHONY: help setup tools demo test attacks boundary bench lint lock clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test: setup lint ## Run every check and test
 
 attacks: setup ## Attack vanilla MXNet and Holdfast, and compare (needs root; minutes)
 	@.venv/bin/python -m tests.attacks
+
+boundary: setup ## Take each security-group rule away and scan every port; write docs/evidence/ (needs root; minutes)
+	@.venv/bin/python -m tests.boundary
 
 bench: setup ## Measure what the wire costs, against vanilla MXNet (minutes, root)
 	@PYTHONPATH=. .venv/bin/python -m benchmarks.wire $(BENCH)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 TABLE = "inet holdfast_fabric"
+HTTPS = 443
 REFUSED = "refused"
 SPOOFED = "spoofed"
 _PROTOCOLS = {"tcp": "tcp", "udp": "udp", "icmp": "icmp", "6": "tcp", "17": "udp", "1": "icmp"}
@@ -67,7 +68,7 @@ class Member:
     """Somebody on the switch: its port there, its address, and its security groups.
 
     Without groups (None) it is no network interface of a VPC but a gateway endpoint: it admits whoever may go out to
-    it. Several members can share a port; each of them sends from its own address only.
+    it, where an AWS service listens. Several members can share a port; each of them sends from its own address only.
     """
 
     port: str
@@ -126,7 +127,9 @@ def ruleset(
         for permission in dict.fromkeys(p for group in mine for p in group.ingress):
             for match in _matches(permission, "saddr", members, prefix_lists):
                 rule(f"to_{_chain(member)}", f"{match} accept")
-        rule(f"to_{_chain(member)}", "accept" if member.groups is None else f"counter name {REFUSED} drop")
+        if member.groups is None:
+            rule(f"to_{_chain(member)}", f"tcp dport {HTTPS} accept")
+        rule(f"to_{_chain(member)}", f"counter name {REFUSED} drop")
     return "\n".join(lines) + "\n"
 
 

@@ -97,7 +97,10 @@ def test_an_unknown_prefix_list_matches_nothing() -> None:
 
 def test_a_gateway_admits_whoever_may_go_out_to_it() -> None:
     rules = ruleset((WORKER, GATEWAY), {})
-    assert "to_198_51_100_1 accept" in rules
+    admitting = [
+        line for line in rules.splitlines() if "to_198_51_100_1 tcp" in line or "to_198_51_100_1 accept" in line
+    ]
+    assert admitting == ["add rule inet holdfast_fabric to_198_51_100_1 tcp dport 443 accept"]
     assert "goto deliver" not in rules  # nobody may
 
 
