@@ -11,12 +11,21 @@ HERE = Path(__file__).parent / "in_node"
 MakeCluster = Callable[..., Any]
 
 
-def run(cluster: MakeCluster, feature: str, kvstore: str, vanilla: bool = False) -> dict[str, Any]:
+#: glibc fills memory that it hands out with this byte's complement (mallopt(3), M_PERTURB), but for a thread's cache.
+FILLED_MEMORY = {"MALLOC_PERTURB_": "1", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+
+
+def run(
+    cluster: MakeCluster, feature: str, kvstore: str, *, vanilla: bool = False, memory: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Run the script; `memory` is in its servers' environment."""
     job = cluster(code=HERE, entry="features.py", args=(feature, kvstore), workers=1, servers=2)
-    if vanilla:
-        job.start_vanilla()
-    else:
-        job.start()
+    for name in job.launches:
+        env = (memory or {}) if name.startswith("server") else {}
+        if vanilla:
+            job.start_vanilla(name, **env)
+        else:
+            job.start_raw(name, job.launches[name]["argv"], **env)
     assert set(job.wait(timeout=120).values()) == {0}, job.logs()
     (line,) = (line for line in job.log("worker0").splitlines() if line.startswith("RESULT "))
     result = json.loads(line.removeprefix("RESULT "))
@@ -45,6 +54,15 @@ def test_a_feature_trains_on_the_servers_as_it_does_without_them(
 def test_a_pull_is_not_overtaken_by_a_push_that_follows_it_as_it_is_in_vanilla(cluster: MakeCluster) -> None:
     assert run(cluster, "pulls_before_pushes", "dist_sync", vanilla=True) == {"in order": False, "pushed": True}
     assert run(cluster, "pulls_before_pushes", "dist_sync") == {"in order": True, "pushed": True}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_weights_are_updated_in_their_own_type_whatever_the_servers_memory_held(
+    cluster: MakeCluster, dtype: str
+) -> None:
+    """Vanilla's server takes a flag from memory that it has not written to, and updates them as float32."""
+    assert run(cluster, dtype, "dist_sync", vanilla=True, memory=FILLED_MEMORY) == {"same": False, "moved": True}
+    assert run(cluster, dtype, "dist_sync", memory=FILLED_MEMORY) == {"same": True, "moved": True}
 
 
 REFUSED = {

@@ -1,12 +1,10 @@
-"""The guard knows one build of MXNet and says so, judges every message, and has them followed in that order."""
+"""The guard knows one build of MXNet and says so, and judges every message."""
 
-import ctypes
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.node.engine.conftest import ROOT, run_node
+from tests.node.engine.conftest import ROOT
 
 from holdfast_node.engines.errors import EngineError
 from holdfast_node.engines.mxnet import native
@@ -34,23 +32,3 @@ def test_a_message_of_any_size_is_judged(size: int, monkeypatch: pytest.MonkeyPa
     guard._receive = lambda van, address: size  # ps-lite adds the sizes of the frames up in a C int
     monkeypatch.setattr(native.Interposer, "_look", lambda self, address, check, size: judged.append(address))
     assert (guard._on_message(1, 2), judged) == (size, [2])
-
-
-def test_each_message_has_a_lower_priority_than_the_one_before_it() -> None:
-    line, found = native.Line(), []
-    for claimed in (0, 7, (1 << 31) - 1):
-        message = (ctypes.c_int32 * 36)(*[claimed] * 36)
-        line.join(ctypes.addressof(message))
-        assert [index for index, value in enumerate(message) if value != claimed] == [29]
-        found.append(message[29])  # the last of `Meta`'s 120 bytes
-    assert found == [(1 << 31) - 1 - index for index in range(3)]
-
-
-def test_a_process_ends_before_a_message_could_overtake_another() -> None:
-    done = run_node(
-        "import ctypes; from holdfast_node.engines.mxnet import native; line = native.Line(1)\n"
-        "message = (ctypes.c_int32 * 36)(); where = ctypes.addressof(message); line.join(where)\n"
-        "print(message[29], flush=True); line.join(where)"
-    )
-    assert (done.returncode, done.stdout) == (-signal.SIGABRT, f"{-(1 << 31)}\n")
-    assert "EngineError: a node takes 2^32 messages, and this was one more: it must start anew" in done.stderr

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from holdfast_node.contract.roles import Role, overlay_address
 from holdfast_node.contract.statuses import EXIT_REFUSED
 from holdfast_node.engines.errors import EngineError
-from holdfast_node.engines.mxnet import backlog, events, messages, native, policy, ports
+from holdfast_node.engines.mxnet import backlog, events, messages, native, policy, ports, repairs
 from holdfast_node.engines.mxnet.messages import Message
 from holdfast_node.engines.mxnet.peers import Peers
 
@@ -37,18 +37,21 @@ class Guard:
         own = self._own_id(role, servers, workers)
         self._authors: dict[str, set[str]] = {}
         self._cause = ""
+        #: Address of the process's KVStore, for a server: set it before the server runs.
+        self.store = 0
         self.server: policy.Server | None = None
-        message, add_node = None, None
+        message, add_node, start = None, None, None
         if role is Role.WORKER:
             add_node = policy.Worker(servers, workers).check
         elif role is Role.SCHEDULER:
             message = policy.Scheduler(servers, workers).check
         else:
             self.server = policy.Server((own - messages.server_id(0)) // 2, servers, workers)
-            message = self._check_server
+            message, start = self._check_server, self._start_server
         hooks = native.Hooks(
             peers=Peers(own, servers, workers),
             refuse=refuse,
+            start=start,
             message=message,
             add_node=add_node,
             max_frame_bytes=messages.MAX_BODY_BYTES if role is Role.SCHEDULER else native.MAX_FRAME_BYTES,
@@ -73,6 +76,9 @@ class Guard:
     def end(self) -> NoReturn:
         """End the process; the last report is the cause."""
         _end(self._cause)
+
+    def _start_server(self) -> None:
+        repairs.unset_multi_precision(self.store)
 
     def _check_server(self, message: Message) -> bool:
         assert self.server is not None

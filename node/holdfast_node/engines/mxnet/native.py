@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from holdfast_node.engines.errors import EngineError, RefusedError
-from holdfast_node.engines.mxnet import messages
+from holdfast_node.engines.mxnet import messages, repairs
 from holdfast_node.engines.mxnet.messages import Message
 from holdfast_node.engines.mxnet.peers import Peers
 
@@ -59,7 +59,7 @@ Refuse = Callable[..., NoReturn]
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What looks at a process's traffic, and what ends it.
+    """What looks at a process's traffic, what ends it, and what is done before its first message.
 
     With `origins`, a message knows the address that it came from. That costs a call per frame: for the scheduler, which
     nodes tell who they are before they have an identity.
@@ -67,6 +67,7 @@ class Hooks:
 
     peers: Peers
     refuse: Refuse
+    start: Callable[[], None] | None = None
     message: Check | None = None
     add_node: Check | None = None
     max_frame_bytes: int = MAX_FRAME_BYTES
@@ -95,26 +96,6 @@ def require_known(path: Path) -> dict[str, int]:
     return _SLOTS[digest]
 
 
-class Line:
-    """Has MXNet follow messages in the order in which they were checked, which is what the check goes by.
-
-    ps-lite hands them on through a heap (threadsafe_pqueue.h): by the priority that the sender chose, and in no order
-    among equals. So each is given a lower priority than the one before it.
-    """
-
-    def __init__(self, length: int = messages.PRIORITIES) -> None:
-        """Be empty, with room for as many messages as there are priorities."""
-        self._left = length
-
-    def join(self, address: int) -> None:
-        """Put the message at this address behind those before it; after the last one, end the process."""
-        if not self._left:
-            os.write(2, b"\nEngineError: a node takes 2^32 messages, and this was one more: it must start anew\n")
-            os.abort()  # a crash to the agent, which starts the job's next generation
-        self._left -= 1
-        messages.set_priority(address, messages.LEAST_PRIORITY + self._left)
-
-
 class Interposer:
     """The hooks of one process: they stay for as long as it lives."""
 
@@ -127,7 +108,7 @@ class Interposer:
         self._hooks, self._library = hooks, library
         self._slots = require_known(path)
         self._receiver, self._receiving, self._origin = 0, 0, ""
-        self._line = Line()
+        self._line = repairs.Line()
         #: What may pass unseen, with the bytes that it has on the wire beyond its size.
         self._passed: dict[messages.Fingerprint, int] = {}
         #: Bytes on the wire of the messages that were judged, by sender (`backlog.py`).
@@ -210,6 +191,11 @@ class Interposer:
         costs more than all checks.
         """
         self._receiver = threading.get_ident()
+        try:
+            if self._hooks.start is not None:
+                self._hooks.start()
+        except BaseException as error:  # ctypes would drop it
+            self._hooks.refuse(f"the guard failed: {type(error).__name__}: {error}", messages.ANONYMOUS)
         self._loop(van)
 
     def _on_message(self, van: int, address: int) -> int:

@@ -51,6 +51,7 @@ def serve(role: str) -> None:
     os.environ["DMLC_ROLE"] = role
     guard = Guard(_LIB, Role(role))
     store = mx.kv.create("dist")
+    guard.store = store.handle.value
 
     def watch() -> None:
         _check_listener(address)  # before it listens, ps-lite has no heartbeats to ask for

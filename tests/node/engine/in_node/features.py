@@ -85,6 +85,23 @@ def half_precision():
     return {"same": np.allclose(*results, rtol=2e-3), "moved": bool((results[0] != 1).any())}
 
 
+def own_type(dtype):
+    """Weights are kept and updated in their own type where no 32-bit copy was asked for."""
+    results = []
+    for kvstore in (distributed, None):
+        net = net_of(dtype)
+        results.append(train(net, gluon.Trainer(net.collect_params(), *settings, kvstore=kvstore), (8, 8, 8), dtype))
+    return {"same": np.array_equal(*results), "moved": bool((results[0] != 1).any())}
+
+
+def float16():
+    return own_type("float16")
+
+
+def float64():
+    return own_type("float64")
+
+
 def compression():
     """2bit compression moves every weight by whole thresholds."""
     net = net_of()
