@@ -1,9 +1,12 @@
 """A whole cluster of MXNet launchers on this machine's overlay addresses, with no wire between them."""
 
+import contextlib
+import itertools
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -59,10 +62,18 @@ def run_node(
     )
 
 
+#: First ports, three apart: no two clusters of a test run share one before both have started.
+_FIRST_PORTS = itertools.cycle(random.sample(range(20000, 30000, 3), 3334))
+
+
 def free_ports() -> dict[str, int]:
-    """Three neighbouring ports that nobody else is likely to use."""
-    first = random.randrange(20000, 30000)
-    return {"scheduler": first, "server": first + 1, "worker": first + 2}
+    """Three neighbouring ports at which nobody on this machine listens, whatever the address."""
+    while True:
+        ports = range(first := next(_FIRST_PORTS), first + 3)
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for port in ports:
+                held.enter_context(socket.socket()).bind(("", port))
+            return dict(zip(("scheduler", "server", "worker"), ports, strict=True))
 
 
 @dataclass
@@ -136,7 +147,7 @@ class Cluster:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"not ended after {timeout} s:\n{self.logs()}") from None
 
-    def wait_for(self, name: str, text: str, timeout: float = 60) -> None:
+    def wait_for(self, name: str, text: str, timeout: float = 90) -> None:
         """Return once a node's log holds this text."""
         deadline = time.monotonic() + timeout
         while text not in self.log(name):

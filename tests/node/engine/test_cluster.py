@@ -144,7 +144,7 @@ def test_a_script_that_fails_ends_its_worker_at_once_with_its_own_message(cluste
     script = TINY + "def f():\n    raise RuntimeError('no such luck')\nif kv.rank == 0:\n    f()\nkv._barrier()\n"
     job = cluster(script=script, servers=1)
     job.start()
-    assert job.wait("worker0", timeout=60) == {"worker0": 1}, job.logs()
+    assert job.wait("worker0") == {"worker0": 1}, job.logs()
     log = job.log("worker0")
     assert log.splitlines()[-1] == "RuntimeError: no such luck"
     assert "train.py" in log.split("Traceback")[1]
@@ -153,7 +153,7 @@ def test_a_script_that_fails_ends_its_worker_at_once_with_its_own_message(cluste
     for name in ("scheduler0", "server0", "worker1"):  # they wait for ever; ending them is the agent's part
         assert job.processes[name].poll() is None
         os.kill(job.processes[name].pid, signal.SIGTERM)
-    assert set(job.wait("scheduler0", "server0", "worker1", timeout=5).values()) == {-signal.SIGTERM}
+    assert set(job.wait("scheduler0", "server0", "worker1").values()) == {-signal.SIGTERM}
 
 
 @pytest.mark.parametrize(

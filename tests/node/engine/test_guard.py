@@ -56,7 +56,7 @@ def go_on(job: Any) -> None:
 
 def assert_refused(job: Any, name: str, sender: str, reason: str) -> None:
     """The launcher has ended, and said who sent what: as an event, and as the cause that the agent reports."""
-    assert job.wait(name, timeout=60) == {name: EXIT_REFUSED}, job.logs()
+    assert job.wait(name) == {name: EXIT_REFUSED}, job.logs()
     (event,) = job.events(name, "command_refused")
     assert (event["security"], event["sender"], event["fatal"]) == (True, sender, True)
     assert reason in event["reason"]
@@ -65,7 +65,7 @@ def assert_refused(job: Any, name: str, sender: str, reason: str) -> None:
     assert reason in last
 
 
-def wait_until(condition: Callable[[], bool], job: Any, timeout: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], job: Any, timeout: float = 90) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, job.logs()
@@ -234,9 +234,9 @@ def test_a_workers_requests_are_followed_in_the_order_in_which_they_were_checked
             server.send(attacker.meta(head=2, simple_app=1, priority=-1, **REQUEST))  # stop
             barrier = attacker.control(attacker.BARRIER, group=7)
             rogue.to_scheduler.send(attacker.meta(request=1, app_id=0, customer_id=0, control=barrier))
-        assert vanilla.wait("server0", timeout=30) == {"server0": -signal.SIGABRT}
+        assert vanilla.wait("server0") == {"server0": -signal.SIGABRT}
         assert "init 1 first" in vanilla.log("server0")
-        assert set(guarded.wait("server0", "scheduler0", timeout=60).values()) == {0}, guarded.logs()
+        assert set(guarded.wait("server0", "scheduler0").values()) == {0}, guarded.logs()
     finally:
         for rogue in rogues:
             rogue.close()
@@ -257,7 +257,7 @@ def test_a_second_connection_as_a_connected_worker_is_ignored_and_its_huge_frame
     waiting: tuple[Any, Any],
 ) -> None:
     for job in waiting:
-        second = attacker.Peer(*address(job, "server0"), b"ps9", timeout=5, source=address(job, "worker0")[0])
+        second = attacker.Peer(*address(job, "server0"), b"ps9", timeout=30, source=address(job, "worker0")[0])
         try:
             second.send(attacker.meta(control=attacker.control(attacker.TERMINATE)))
             second.send_raw(attacker.HUGE_FRAME)
@@ -269,10 +269,10 @@ def test_a_second_connection_as_a_connected_worker_is_ignored_and_its_huge_frame
         finally:
             second.close()
     vanilla, guarded = waiting
-    (status,) = vanilla.wait("server0", timeout=30).values()  # by writing all over its heap
+    (status,) = vanilla.wait("server0").values()  # by writing all over its heap
     assert status in (-signal.SIGSEGV, -signal.SIGABRT), vanilla.logs()
     go_on(guarded)
-    assert set(guarded.wait(timeout=60).values()) == {0}, guarded.logs()
+    assert set(guarded.wait().values()) == {0}, guarded.logs()
     assert "WEIGHTS [-2.0, -2.0, -2.0, -2.0]" in guarded.log("worker0")
 
 
@@ -290,7 +290,7 @@ def test_another_way_to_write_a_workers_identity_passes_for_it_on_vanilla_and_is
         assert_refused(
             guarded, "server0", "worker 0", "must carry the identity of worker 0, whose address it comes from, got b'ps"
         )
-        vanilla.wait_for("worker0", "HELD [-6.0, -6.0, -6.0, -6.0]", timeout=30)  # -1 by its own gradient
+        vanilla.wait_for("worker0", "HELD [-6.0, -6.0, -6.0, -6.0]")  # -1 by its own gradient
     finally:
         for peer in peers:
             peer.close()

@@ -110,11 +110,11 @@ def test_who_was_suspended_itself_accuses_nobody_before_it_has_caught_up() -> No
 
 
 @pytest.fixture
-def training(cluster: MakeCluster) -> Any:
-    """A job of one server and two workers that trains until told."""
+def training(cluster: MakeCluster, request: pytest.FixtureRequest) -> Any:
+    """A job of one server and two workers that trains until told; its limit may be a parameter."""
     job = cluster(script=ENDLESS, servers=1)
     for launch in job.launches.values():
-        launch["env"]["HOLDFAST_HEARTBEAT_SECONDS"] = str(LIMIT_SECONDS)
+        launch["env"]["HOLDFAST_HEARTBEAT_SECONDS"] = str(getattr(request, "param", LIMIT_SECONDS))
     job.start()
     for name in ("worker0", "worker1"):
         job.wait_for(name, "TRAINING")
@@ -131,10 +131,10 @@ def test_a_stopped_process_is_noticed_by_its_peer_which_ends_and_names_it(
     witness, words = seen
     began = time.monotonic()
     os.kill(training.processes[name].pid, signal.SIGSTOP)
-    assert training.wait(witness, timeout=30) == {witness: EXIT_LOST}, training.logs()
+    assert training.wait(witness) == {witness: EXIT_LOST}, training.logs()
     took = time.monotonic() - began
     print(f"{name} stopped: {witness} noticed after {took:.1f} s")
-    assert LIMIT_SECONDS - 1 < took < LIMIT_SECONDS + 4
+    assert LIMIT_SECONDS / 2 < took < 3 * LIMIT_SECONDS  # a busy machine is late on both sides
     (event,) = training.events(witness, "peer_lost")
     assert f"{event['role']} {event['rank']}".startswith(words or "scheduler 0")
     assert training.log(witness).splitlines()[-1] == (
@@ -142,6 +142,7 @@ def test_a_stopped_process_is_noticed_by_its_peer_which_ends_and_names_it(
     )
 
 
+@pytest.mark.parametrize("training", [3 * LIMIT_SECONDS], indirect=True)  # late after a third, and then time to go on
 def test_a_slow_process_is_reported_and_the_job_ends_well(training: Any) -> None:
     for name, role in {"worker1": "worker", "server0": "server"}.items():
         os.kill(training.processes[name].pid, signal.SIGSTOP)

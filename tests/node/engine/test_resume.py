@@ -38,7 +38,7 @@ def start(job: Any) -> list[str]:
 
 
 def finish(job: Any) -> None:
-    assert set(job.wait(*start(job), timeout=60).values()) == {0}, job.logs()
+    assert set(job.wait(*start(job), timeout=150).values()) == {0}, job.logs()
 
 
 def interrupted_and_whole(

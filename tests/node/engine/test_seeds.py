@@ -55,7 +55,7 @@ def trained(cluster: MakeCluster, seed: str) -> str:
     """The digest of what one epoch of the digits makes of a seed."""
     job = cluster(code=ROOT / "examples/digits", args=("--epochs", "1"), workers=1, servers=1, seed=seed)
     job.start()
-    assert set(job.wait(timeout=60).values()) == {0}, job.logs()
+    assert set(job.wait(timeout=150).values()) == {0}, job.logs()
     return hashlib.sha256((job.root / "checkpoints/test-job/epoch-001.params").read_bytes()).hexdigest()
 
 
