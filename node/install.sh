@@ -78,7 +78,7 @@ environment() {
     --quiet --no-index --find-links "$wheels" --require-hashes --no-deps --only-binary :all: --no-cache-dir \
     --disable-pip-version-check --requirement "$bundle/$1" 2>&1) || {
     echo "$said"
-    die "the packages of $1 cannot be installed: $(last_line "$said")" \
+    die "the packages of $1 cannot be installed: $(grep -m 1 '^ERROR: ' <<< "$said" || last_line "$said")" \
       'deploy again; if it stays, delete .build/wheelhouse-* first, so that the wheels are downloaded anew'
   }
   "$venv/bin/python" -I -c 'import boto3, cryptography, numpy' ||

@@ -50,19 +50,23 @@ root=$1/machine/root
 mount -t proc proc "$root/proc"
 for name in run tmp dev; do mount -t tmpfs tmpfs "$root/$name"; done
 mknod -m 666 "$root/dev/null" c 1 3; mknod -m 666 "$root/dev/urandom" c 1 9
-: > "$root/dev/console"; ln -s /proc/self/fd "$root/dev/fd"
+mkfifo "$root/dev/console"; ln -s /proc/self/fd "$root/dev/fd"
 mkdir -p "$root/var/lib/cloud/data"
 echo "$2" > "$root/var/lib/cloud/data/instance-id"
 mkdir "$root/given"
 mount --rbind given "$root/given"
 ip link set lo up
 ip address add 169.254.169.254/32 dev lo
+# The console is opened anew for each line: a pipe that stays open keeps them all.
+exec 9<> "$root/dev/console"
+cat <&9 > given/console &
 [ ! -e given/metadata.py ] || { python3 given/metadata.py & }
 [ ! -e given/before.sh ] || root=$root bash -eu given/before.sh
 status=0
 path=/given/bin:/usr/sbin:/usr/bin:/sbin:/bin
 env -i PATH=$path chroot "$root" bash /given/user-data > given/output 2>&1 || status=$?
-cp "$root/dev/console" given/console
+echo END >&9
+until grep -q '^END$' given/console; do sleep 0.05; done
 cp "$root/var/log/holdfast/boot.log" given/boot.log 2> /dev/null || true
 cp "$root/etc/fstab" given/fstab
 exit "$status"
@@ -134,7 +138,7 @@ def boot(
     return Boot(
         status=done.returncode,
         output=(given / "output").read_text(),
-        console=(given / "console").read_text(),
+        console=(given / "console").read_text().removesuffix("END\n"),
         phases=[json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
         calls=calls.read_text().splitlines() if calls.exists() else [],
         stored=json.loads(stored.read_text()) if stored.exists() else None,
