@@ -139,6 +139,8 @@ _LIMITS = """\
   of its role, which can end the job and opens no connection (TLS still asks for each name), and a worker can sign
   models.
 - What the trainer can write is shown in a local host's file system tree; systemd's sandbox on EC2 is not in this table.
+- B2 is tried further on the deployed templates: `make boundary` scans every port from every role and from outside
+  ([ports](evidence/ports.md)), and shows that training needs each security-group rule ([rules](evidence/rules.md)).
 """
 
 

@@ -21,6 +21,7 @@ def main() -> int:
             cluster = Cluster(state)
             seen = list(ports.scan(cluster))
             report.show(report.PORTS_HEAD, report.ports(seen))
+            report.write_ports(report.ports(seen))
             trials = []
             for trial in rules.try_without(cluster, cluster.rules()):
                 trials.append(trial)
@@ -28,7 +29,6 @@ def main() -> int:
         finally:
             run_holdfast(state, "local", "down")
     report.show(report.RULES_HEAD, report.rules(trials))
-    report.write_ports(report.ports(seen))
     report.write_rules(report.rules(trials))
     return 0 if all(item.as_expected for item in (*seen, *trials)) else 1
 

@@ -131,7 +131,10 @@ class Networks:
             endpoint_id=item["VpcEndpointId"],
             service=item["ServiceName"].split(".", 3)[3],
             port=HTTPS,
-            addresses=tuple(interfaces[name]["PrivateIpAddress"] for name in item["NetworkInterfaceIds"]),
+            # One that was just removed is described no more.
+            addresses=tuple(
+                interfaces[name]["PrivateIpAddress"] for name in item["NetworkInterfaceIds"] if name in interfaces
+            ),
             names=tuple(entry["DnsName"] for entry in item.get("DnsEntries", ())),
             groups=tuple(sorted(group["GroupId"] for group in item.get("Groups", ()))),
         )
