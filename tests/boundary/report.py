@@ -17,9 +17,8 @@ Written by `make boundary`. While a job trained on 1 scheduler, 2 servers and 2 
 that is in the cluster's network and in none of its groups, scanned every TCP port (1 to 65535) of every other address
 of the network, past their own firewalls, and these UDP ports: {UDP_PORTS.replace(",", ", ")}.
 
-What is not in this table did not answer at all, neither with a connection nor with a refusal. A TCP answer means that
-the security groups of both ends, and at a node its own firewall, let the connection through. A node is asked for a
-certificate only then.
+No other port answered, neither with a connection nor with a refusal. A TCP answer means that the security groups of
+both ends, and at a node its own firewall, let the connection through; who connects is asked for a certificate then.
 
 """
 _RULES = """# Which rules training needs
