@@ -117,11 +117,11 @@ mount_checkpoints() {
   done
 }
 
-# start_unit NAME REMEDY: waits until the unit is ready; a failure's cause is the last line of its log.
+# start_unit NAME REMEDY: waits until the unit is ready; a failure's cause is the last error in its log, or last line.
 start_unit() {
-  local said
-  if said=$(systemctl start "holdfast-$1.service" 2>&1); then return; fi
-  said=$(tail -n1 "/var/log/holdfast/$1.log" 2> /dev/null || true)
+  local said log=/var/log/holdfast/$1.log
+  if systemctl start "holdfast-$1.service"; then return; fi
+  said=$(grep -s ' ERROR ' "$log" | tail -n1) || said=$(tail -n1 "$log" 2> /dev/null) || true
   die "$1: ${said:-the unit holdfast-$1.service did not start, and its log is empty}" "$2"
 }
 
