@@ -10,7 +10,7 @@ declare -A package=(
 )
 
 # Installed where root and apt allow; without them less is shown and checked here, and what is not is said.
-declare -A optional=([newuidmap]=uidmap [shellcheck]=shellcheck)
+declare -A optional=([newuidmap]=uidmap [shellcheck]=shellcheck [systemd-nspawn]=systemd-container [dbus-daemon]=dbus)
 
 missing() {
   local tool

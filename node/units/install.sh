@@ -88,11 +88,14 @@ fi
 for service in "${shells[@]}"; do
   close_service "$service"
 done
-for service in "${session_manager[@]}"; do
-  if allows_sessions; then
-    on_system unmask "$service"
-  else
+if allows_sessions; then
+  on_system unmask "${session_manager[@]}"
+  install -m 0644 sessions.conf "$root/etc/sysusers.d/holdfast-sessions.conf"
+  systemd-sysusers --root="$root/" holdfast-sessions.conf
+else
+  rm -f "$root/etc/sysusers.d/holdfast-sessions.conf"
+  for service in "${session_manager[@]}"; do
     close_service "$service"
-  fi
-done
+  done
+fi
 on_system enable holdfast.target holdfast-firewall.service

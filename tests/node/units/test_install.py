@@ -15,7 +15,7 @@ from tests.node.units.unit_files import UNITS, image
 
 from holdfast_local.hosts.setup import make_directories
 from holdfast_node.contract.documents import RemoteAccess
-from holdfast_node.contract.layout import UIDS, NodePaths
+from holdfast_node.contract.layout import OPERATOR, OPERATOR_UID, UIDS, NodePaths
 from holdfast_node.contract.roles import Role
 
 
@@ -133,6 +133,9 @@ def test_session_manager_is_there_only_where_it_is_asked_for(access: RemoteAcces
     root = image(tmp_path)
     assert masked(root, SESSIONS) is (access is RemoteAccess.NONE)
     assert all(masked(root, unit) for unit in CLOSED)
+    users = {line.split(":")[0]: int(line.split(":")[2]) for line in (root / "etc/passwd").read_text().splitlines()}
+    operator = {} if access is RemoteAccess.NONE else {OPERATOR: OPERATOR_UID}
+    assert users == {str(user): uid for user, uid in UIDS.items()} | operator
 
 
 def test_a_node_that_may_have_sessions_opens_what_its_image_had_closed(tmp_path: Path) -> None:
