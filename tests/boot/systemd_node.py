@@ -48,7 +48,7 @@ def missing() -> str:
     return "" if _hierarchies() else "this machine gives no control groups"
 
 
-def until(ask: Callable[[], T], what: str, seconds: float = 30.0) -> T:
+def until(ask: Callable[[], T], what: str, seconds: float = 60.0) -> T:
     """Return the first true answer."""
     deadline = time.monotonic() + seconds
     while not (answer := ask()):

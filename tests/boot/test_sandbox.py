@@ -18,6 +18,7 @@ ExecPaths=/opt/holdfast/venv -/usr/bin/python3.11
 InaccessiblePaths=
 InaccessiblePaths=-/boot
 """
+_TUNNEL_DROP_IN = "/etc/systemd/system/holdfast-tunnel.service.d"
 # A peer, an endpoint of AWS and the metadata service, in a namespace of their own behind a cable.
 _WIRE = """
 ip netns add wire
@@ -63,9 +64,12 @@ AGENT = EVERYBODY | {
 def on_server(server: SystemdNode) -> dict[str, dict[str, str]]:
     """What each service of a server found, and what root finds outside any sandbox."""
     prepare(server)
-    return {service: probe(server, service) for service in ("trainer", "tunnel", "agent")} | {
-        "root": unconfined(server)
-    }
+    found = {service: probe(server, service) for service in ("trainer", "tunnel", "agent")}
+    found["root"] = unconfined(server)
+    server.systemctl("stop", "inside.service", "outside.service")  # where other tests want a tunnel
+    server.run("rm", "-r", _TUNNEL_DROP_IN)
+    server.systemctl("daemon-reload")
+    return found
 
 
 @pytest.fixture(scope="package")
@@ -122,8 +126,8 @@ def prepare(node: SystemdNode) -> None:
         until(lambda name=name: node.run("cat", f"/run/{name}").stdout, f"the listeners {name}")  # type: ignore[misc]
     for path, user in ((PATHS.tls / "key.pem", User.AGENT), (PATHS.state / "own", User.AGENT)):
         node.run("sh", "-c", f"umask 027; echo secret > {path}", user=user)
-    drop_in = "/etc/systemd/system/holdfast-tunnel.service.d"
-    node.run("sh", "-ec", f"mkdir -p {drop_in}; printf '%s' '{_TUNNEL}' > {drop_in}/test.conf; systemctl daemon-reload")
+    drop_in = f"mkdir -p {_TUNNEL_DROP_IN}; printf '%s' '{_TUNNEL}' > {_TUNNEL_DROP_IN}/test.conf"
+    node.run("sh", "-ec", f"{drop_in}; systemctl daemon-reload")
     node.launch(*_PROBE)
     node.systemctl("stop", "holdfast-agent.service")
     node.start(agent="probe")
@@ -174,3 +178,9 @@ def test_mxnet_works_in_the_sandbox_of(role: str, request: pytest.FixtureRequest
     node.ask("trainer")
     assert node.ended("trainer", 120) == 0, node.log("trainer")[-2000:]
     assert node.log("trainer").splitlines()[-1] == "TRAINED"
+
+
+def test_the_page_shows_what_was_found(on_server: dict[str, dict[str, str]], on_worker: dict[str, str]) -> None:
+    from tests.boot import reach  # which takes its tools from here
+
+    assert reach.PAGE.read_text() == reach.page(reach.columns(on_server, on_worker)), "run: python -m tests.boot.reach"
