@@ -6,10 +6,10 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup tools demo test attacks boundary bench lint lock clean
+.PHONY: help setup tools demo test gpu-test attacks boundary bench lint lock clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 setup: tools .venv/.ready .venv-node/.ready .venv-aws/.ready node_modules/.ready ## Install everything into this directory
 
@@ -35,6 +35,16 @@ tools:
 	@.venv-aws/bin/python $(PIP) -r local/requirements.txt
 	@touch $@
 
+# MXNet's CUDA build, with a driver that has no device: what is not a kernel can be tested without a GPU. 2 GB.
+.venv-gpu/.ready: node/requirements-gpu.txt tests/node/engine/gpu/libcuda.c
+	@echo "==> MXNet's CUDA build and CUDA's libraries into .venv-gpu"
+	@$(PYTHON) -m venv .venv-gpu
+	@.venv-gpu/bin/python $(PIP) -r node/requirements-gpu.txt
+	@PYTHONPATH=node .venv-gpu/bin/python -m holdfast_node.engines.mxnet.cuda
+	@cc -shared -fPIC -Wl,-soname,libcuda.so.1 -o .venv-gpu/lib/python3.11/site-packages/mxnet/libcuda.so.1 \
+	  tests/node/engine/gpu/libcuda.c
+	@touch $@
+
 node_modules/.ready: package-lock.json
 	@echo "==> the CDK command line into node_modules"
 	@npm ci --no-audit --no-fund --loglevel=error
@@ -45,6 +55,9 @@ demo: setup ## Deploy, train, verify, report, tear down: everything on this mach
 
 test: setup lint ## Run every check and test
 	@.venv/bin/python -m pytest
+
+gpu-test: setup .venv-gpu/.ready ## Test the guard on MXNet's CUDA build, which needs no GPU (2 GB, minutes)
+	@HOLDFAST_TEST_ENVIRONMENT=.venv-gpu .venv/bin/python -m pytest tests/node/engine
 
 attacks: setup ## Attack vanilla MXNet and Holdfast, and compare (needs root; minutes)
 	@.venv/bin/python -m tests.attacks
@@ -64,10 +77,12 @@ lint: .venv/.ready ## Check style and types
 	@if command -v shellcheck >/dev/null; then \
 	  shellcheck .ci/run local/*.sh node/*.sh node/units/*.sh constructs/holdfast/training/*.sh; fi
 
-lock: ## Renew the locked versions and hashes (needs uv)
-	@for f in requirements node/requirements local/requirements constructs/holdfast/functions/enrolment/requirements; do \
+lock: .venv/.ready ## Renew the locked versions and hashes (needs uv, and downloads the GPU nodes' 2 GB)
+	@for f in requirements node/requirements node/requirements-gpu local/requirements \
+	  constructs/holdfast/functions/enrolment/requirements; do \
 	  uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	    --no-emit-find-links --output-file $$f.txt $$f.in; done
+	@PYTHONPATH=constructs:node .venv/bin/python -m holdfast.wheels node/requirements-gpu.txt .build --record
 
 clean: ## Remove everything that was installed or built here
-	@rm -rf .venv .venv-node .venv-aws node_modules .build cdk.out .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv-node .venv-aws .venv-gpu node_modules .build cdk.out .mypy_cache .pytest_cache .ruff_cache

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-PYTHON = ROOT / ".venv-node/bin/python"
+#: The node environment under test: `make gpu-test` names the one with MXNet's CUDA build.
+ENVIRONMENT = ROOT / os.environ.get("HOLDFAST_TEST_ENVIRONMENT", ".venv-node")
+PYTHON = ENVIRONMENT / "bin/python"
 PREPARE = """
 import dataclasses, json, sys
 from pathlib import Path

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.node.engine.conftest import run_node
+from tests.node.engine.conftest import PYTHON, run_node
 
 ROOT = Path(__file__).resolve().parents[3]
-PYTHON = ROOT / ".venv-node/bin/python"
+
 DIGITS = ROOT / "examples/digits"
 EXIT_REFUSED, EXIT_PORT = 77, 69
 

@@ -22,7 +22,7 @@ from holdfast_node.engines.mxnet import messages, repairs
 from holdfast_node.engines.mxnet.messages import Message
 from holdfast_node.engines.mxnet.peers import Peers
 
-#: Where the pinned build keeps the addresses of functions, from its load address (`readelf -rW libmxnet.so`).
+#: Where the pinned builds keep the addresses of functions, from their load address (`readelf -rW libmxnet.so`).
 _SLOTS = {
     "b4e7f881e385e342fd6b8316b34fde03ccaaf74d649999de2333ee5b4d8f2ba0": {  # mxnet 1.9.1, manylinux2014 x86-64, CPU
         "_ZN2ps6ZMQVan7RecvMsgEPNS_7MessageE": 0x9463540,  # in the table of ps::ZMQVan
@@ -32,7 +32,16 @@ _SLOTS = {
         "zmq_bind": 0x948E220,
         "zmq_connect": 0x94B7150,
         "zmq_msg_recv": 0x949A438,
-    }
+    },
+    "0698ea1e5a9c871c174b1106ce8415c92acc75b651ebf0fe1853948e3984aaed": {  # mxnet-cu112 1.9.1, the same with CUDA
+        "_ZN2ps6ZMQVan7RecvMsgEPNS_7MessageE": 0x32A1CE80,
+        "_ZN2ps3Van9ReceivingEv": 0x32A61AC0,
+        "_ZN2ps3Van21ProcessAddNodeCommandEPNS_7MessageEPNS_4MetaES4_": 0x32A7D530,
+        "_ZN3zmq11mechanism_t13peer_identityEPNS_5msg_tE": 0x32B21198,
+        "zmq_bind": 0x32AFBBC8,
+        "zmq_connect": 0x32AE45A0,
+        "zmq_msg_recv": 0x32AAA770,
+    },
 }
 _RECEIVE, _LOOP, _ADD_NODE, _PEER, _BIND, _CONNECT, _FRAME = next(iter(_SLOTS.values()))
 #: `mechanism_t::identity` and `null_mechanism_t::peer_address`, strings, as the latter's constructor places them.
@@ -91,7 +100,7 @@ def require_known(path: Path) -> dict[str, int]:
     if digest not in _SLOTS:
         raise EngineError(
             f"libmxnet.so must have SHA-256 {' or '.join(_SLOTS)}, got {digest}; the guard of the servers knows the "
-            "memory of no other build: install what node/requirements.txt locks (mxnet 1.9.1 for x86-64)"
+            "memory of no other build: install what node/requirements.txt or requirements-gpu.txt locks"
         )
     return _SLOTS[digest]
 

@@ -1,6 +1,6 @@
 """What is mended in MXNet's own memory: the order of its messages, and a flag that it never initialises.
 
-Layouts are those of the one build that `native.py` pins.
+Layouts are those of the builds that `native.py` pins, the same in both.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import os
 from holdfast_node.engines.errors import EngineError
 from holdfast_node.engines.mxnet import messages
 
-#: Where that build's objects have `KVStoreDist::server_` and `KVStoreDistServer::multi_precision_`, by `objdump -d` of
+#: Where these builds' objects have `KVStoreDist::server_` and `KVStoreDistServer::multi_precision_`, by `objdump -d` of
 #: `RunServer` and `CommandHandle`.
 _SERVER_AT, _MULTI_PRECISION_AT = 0x1D8, 0x1B9
 
