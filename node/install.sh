@@ -5,6 +5,7 @@
 #   has-environment LOCK         says, by its status, whether the next step has nothing to do: a baked image
 #   environment LOCK WHEELS.zip  /opt/holdfast/venv, from these wheels and by the hashes of the bundle's file LOCK
 #   node ROLE                    users, directories, systemd units, settings of the host
+#   scratch                      the volume of its own for the trainer's work directory, where there is one
 #   mount                        the checkpoint file system, for roles that have one
 #   firewall, ports, start       the node's own rules; its port is free; the rest, until the node has enrolled
 # For an image: install.sh --bake LOCK WHEELS.zip does the packages and the environment, and nothing that a node has.
@@ -15,8 +16,9 @@ bundle=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=/opt/holdfast/venv
 stamp=$venv/lock.sha256
 
-# What runs the node, and the two libraries that MXNet's wheel links and does not carry.
-AMAZON=(python3.11 stunnel nftables amazon-efs-utils libgomp libquadmath)
+# What runs the node, what makes the scratch volume's file system, and the two libraries that MXNet's wheel links and
+# does not carry.
+AMAZON=(python3.11 stunnel nftables amazon-efs-utils e2fsprogs libgomp libquadmath)
 DEBIAN=(python3.11-venv stunnel4 nftables ca-certificates libgomp1 libquadmath0)
 
 die() {
@@ -83,6 +85,7 @@ environment() {
   }
   "$venv/bin/python" -I -c 'import boto3, cryptography, numpy' ||
     die 'the installed packages do not load' 'their wheels are for another machine: nodes are x86_64 with Python 3.11'
+  PYTHONPATH=$bundle "$venv/bin/python" -B -P -m holdfast_node.engines.mxnet.cuda
   # A GPU's driver brings these two.
   missing=$(find "$venv" -name libmxnet.so -exec ldd {} + | awk '/not found/ && !/libcuda\.|libnvidia-ml\./ {print $1}')
   [ -z "$missing" ] || die "MXNet lacks the libraries ${missing//$'\n'/ }" 'the image must have them'
@@ -125,6 +128,8 @@ start_unit() {
   die "$1: ${said:-the unit holdfast-$1.service did not start, and its log is empty}" "$2"
 }
 
+scratch() { PYTHONPATH=$bundle "$venv/bin/python" -B -P -m holdfast_node.scratch; }
+
 ports() { PYTHONPATH=$bundle "$venv/bin/python" -B -P -m holdfast_node.boot; }
 
 start() {
@@ -137,6 +142,7 @@ case ${1:-} in
   has-environment) has_environment "$2" ;;
   environment) environment "$2" "$3" ;;
   node) node "$2" ;;
+  scratch) scratch ;;
   mount) mount_checkpoints ;;
   firewall) start_unit firewall 'read the log: nftables refuses the rules, or holdfast and the kernel do not fit' ;;
   ports) ports ;;

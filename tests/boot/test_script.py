@@ -79,7 +79,10 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     return Node(target, wheels, (write_zip(target, contents), digest))
 
 
-INSTALLS = ["metadata", "fetch", "packages", "wheels", "environment", "install", "mount", "firewall", "ports", "enrol"]
+INSTALLS = [
+    *("metadata", "fetch", "packages", "wheels", "environment"),
+    *("install", "scratch", "mount", "firewall", "ports", "enrol"),
+]
 BAKED_PHASES = [name for name in INSTALLS if name != "wheels"]
 
 
@@ -300,9 +303,9 @@ AMAZON = 'rm -f "$root/etc/os-release"; echo ID=amzn > "$root/etc/os-release"\n'
 #: Each is in Amazon's published lists of AL2023's packages (Amazon Linux 2023 release notes, "All packages").
 DNF = (
     "dnf -y -q --setopt=install_weak_deps=False install "
-    "python3.11 stunnel nftables amazon-efs-utils libgomp libquadmath"
+    "python3.11 stunnel nftables amazon-efs-utils e2fsprogs libgomp libquadmath"
 )
-RPM = "rpm --quiet -q python3.11 stunnel nftables amazon-efs-utils libgomp libquadmath"
+RPM = "rpm --quiet -q python3.11 stunnel nftables amazon-efs-utils e2fsprogs libgomp libquadmath"
 
 
 @pytest.mark.parametrize(("there", "expected"), [(1, [RPM, DNF]), (0, [RPM])], ids=["fresh", "baked"])
@@ -319,5 +322,5 @@ def test_a_repository_that_amazon_linux_does_not_reach_is_named(node: Node, tmp_
     done = node.boot(tmp_path, before=AMAZON, commands={"dnf": f'echo "{said}" >&2; exit 1', "rpm": "exit 1"})
     assert (done.last["phase"], done.last["cause"]) == (
         "packages",
-        f"dnf cannot install python3.11 stunnel nftables amazon-efs-utils libgomp libquadmath: {said}",
+        f"dnf cannot install python3.11 stunnel nftables amazon-efs-utils e2fsprogs libgomp libquadmath: {said}",
     )

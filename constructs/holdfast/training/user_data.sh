@@ -133,6 +133,7 @@ lock=$(setting wheelhouse lock)
 bash "$install" has-environment "$lock" || phase wheels 240 fetch wheelhouse "$disk/wheels.zip"
 phase environment 300 bash "$install" environment "$lock" "$disk/wheels.zip"
 phase install 60 bash "$install" node "$role"
+phase scratch 90 bash "$install" scratch
 phase mount 90 bash "$install" mount
 phase firewall 30 bash "$install" firewall
 phase ports 15 bash "$install" ports
