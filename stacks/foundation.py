@@ -7,6 +7,7 @@ from constructs import Construct
 
 from holdfast import AuthorityProps, ClusterFoundation
 from stacks.base import ClusterStack
+from stacks.instances import has_gpu
 from stacks.settings import Settings
 
 
@@ -32,6 +33,7 @@ class FoundationStack(ClusterStack):
                 private_ca_arn=settings.identity.private_ca_arn,
             ),
             remote_access=settings.cluster.remote_access,
+            gpu=has_gpu(settings.workers.instance_type),
             node_source=node_source,
             cache_directory=cache_directory,
         )

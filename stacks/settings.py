@@ -30,7 +30,14 @@ from holdfast_node.contract.roles import (
     PRIVATE_RANGES,
     Role,
 )
-from stacks.instances import GPU_FAMILIES, INSTANCE_TYPE_PATTERN, family, has_gpu, is_arm
+from stacks.instances import (
+    GPU_FAMILIES,
+    INSTANCE_TYPE_PATTERN,
+    NEWER_GPU_FAMILIES,
+    family,
+    has_gpu,
+    is_arm,
+)
 
 #: The first four addresses and the last of every subnet (VPC user guide, "Subnet sizing").
 RESERVED_ADDRESSES = 5
@@ -365,7 +372,20 @@ def _check_instances(settings: Settings) -> None:
                 f"[{section}] instance_type must be x86_64, got {instance_type} (Arm); "
                 "node images and Python packages are built for x86_64"
             )
+    on_cpus = ("scheduler", "servers", *(["predictor"] if settings.predictor.job else []))
+    for section in on_cpus:
+        instance_type = getattr(settings, section).instance_type
+        if family(instance_type) in GPU_FAMILIES | NEWER_GPU_FAMILIES:
+            raise SettingError(
+                f"[{section}] instance_type must have no GPU, got {instance_type}; only workers compute on GPUs, and "
+                "this one would cost and do nothing"
+            )
     worker = settings.workers.instance_type
+    if (capability := NEWER_GPU_FAMILIES.get(family(worker))) is not None:
+        raise SettingError(
+            f"[workers] instance_type must have a GPU of compute capability 8.9 or less, got {worker} ({capability}); "
+            f"MXNet 1.9.1 has no machine code for it: choose one of the families {', '.join(sorted(GPU_FAMILIES))}"
+        )
     if settings.cluster.environment is Environment.PROD and not has_gpu(worker):
         raise SettingError(
             f"[workers] instance_type must have a GPU where environment is prod, got {worker} "

@@ -108,7 +108,8 @@ def _fleet(settings: Settings, fleet: Scheduler | Fleet, max_count: int = 1) -> 
     return FleetProps(
         instance_type=fleet.instance_type,
         max_count=max_count,
-        gpu=has_gpu(fleet.instance_type),
+        # Servers and the scheduler compute on CPUs, whatever their type has.
+        gpu=fleet is settings.workers and has_gpu(fleet.instance_type),
         scratch_gib=fleet.scratch_gib if isinstance(fleet, Fleet) else 0,
         dedicated=settings.cluster.dedicated_tenancy,
     )

@@ -12,7 +12,7 @@ checkpoints when a stack goes unless `removal_policy` says otherwise.
 
 from holdfast.access import NodeAccess, ServiceAccess
 from holdfast.buckets import ClusterBuckets
-from holdfast.bundle import NodeBundle
+from holdfast.bundle import LateWheelhouse, NodeBundle, Wheelhouse
 from holdfast.enrolment import EnrolmentFunction
 from holdfast.errors import AcknowledgementError, BundleError, KitError, PropertyError
 from holdfast.findings import acknowledge, acknowledge_keys
@@ -40,6 +40,7 @@ __all__ = [
     "JobLimits",
     "JobStateMachine",
     "KitError",
+    "LateWheelhouse",
     "NodeAccess",
     "NodeBundle",
     "NodeFleet",
@@ -50,6 +51,7 @@ __all__ = [
     "ServiceAccess",
     "SessionAccess",
     "TrainingCluster",
+    "Wheelhouse",
     "acknowledge",
     "acknowledge_keys",
 ]

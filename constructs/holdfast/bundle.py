@@ -1,22 +1,27 @@
 """What a node runs, as archives that it can check: the node bundle, and the wheels of a lock file in it."""
 
+import os
+import sys
 from pathlib import Path
 
-from aws_cdk import Annotations
+from aws_cdk import Annotations, Stack
 from aws_cdk import aws_s3_assets as assets
 from constructs import Construct
 
 from holdfast.errors import BundleError
 from holdfast.packing import digest, pack_wheels, read_tree, write_zip
+from holdfast.wheels import recorded
 from holdfast_node.contract.documents import Bundle
 from holdfast_node.contract.documents import Wheelhouse as WheelhouseDocument
 
 PACKAGE = "holdfast_node"
 #: The locked Python packages of a node that trains on CPUs.
 LOCK = "requirements.txt"
+#: Those of a node that trains on NVIDIA GPUs: MXNet's CUDA build and the CUDA libraries that it links, 1.9 GB.
+GPU_LOCK = "requirements-gpu.txt"
 #: Beside the package `holdfast_node`: what a node installs and how, systemd's units, and the host's own settings.
 _INSTALLER = "install.sh"
-_EXTRAS = (LOCK, _INSTALLER)
+_EXTRAS = (LOCK, GPU_LOCK, _INSTALLER)
 _FOLDERS = ("units", "host")
 
 
@@ -111,6 +116,52 @@ class Wheelhouse(Construct):
     def object_arn(self) -> str:
         """The ARN of the published object."""
         return self.asset.bucket.arn_for_objects(self.asset.s3_object_key)
+
+
+class LateWheelhouse(Construct):
+    """The wheels of a lock file that are downloaded when the asset is published, not at synthesis.
+
+    For wheels that are too many to have at every synthesis. Their zip's SHA-256 is recorded beside the lock, so the
+    template is the same with and without them; a zip with another digest is not published.
+    """
+
+    def __init__(self, scope: Construct, construct_id: str, *, bundle: NodeBundle, lock: str = GPU_LOCK) -> None:
+        """Name the wheels.
+
+        Args:
+            scope: the construct's parent.
+            construct_id: the construct's id.
+            bundle: the bundle that holds the lock; the wheels are kept in its cache directory.
+            lock: the lock's file name. Default: the packages of a node that trains on GPUs.
+
+        Raises:
+            BundleError: the lock has no record of its wheels.
+        """
+        super().__init__(scope, construct_id)
+        self.lock = lock
+        path = bundle.source / lock
+        self.sha256 = recorded(path)
+        roots = (Path(__file__).parent.parent, _installed_source())
+        self._location = Stack.of(self).synthesizer.add_file_asset(
+            source_hash=self.sha256,
+            display_name="GPU nodes' Python packages",
+            executable=[
+                *("env", f"PYTHONPATH={os.pathsep.join(map(str, roots))}", sys.executable, "-m", "holdfast.wheels"),
+                *(str(path), str(bundle.cache_directory), self.sha256),
+            ],
+        )
+
+    @property
+    def document(self) -> WheelhouseDocument:
+        """Where the wheels are, as a node's configuration says it."""
+        return WheelhouseDocument(
+            bucket=self._location.bucket_name, key=self._location.object_key, sha256=self.sha256, lock=self.lock
+        )
+
+    @property
+    def object_arn(self) -> str:
+        """The ARN of the published object."""
+        return f"arn:{Stack.of(self).partition}:s3:::{self._location.bucket_name}/{self._location.object_key}"
 
 
 def _installed_source() -> Path:

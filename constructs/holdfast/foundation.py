@@ -11,9 +11,10 @@ from constructs import Construct
 
 from holdfast.access import NodeAccess, ServiceAccess
 from holdfast.buckets import ClusterBuckets
-from holdfast.bundle import NodeBundle, Wheelhouse
+from holdfast.bundle import LateWheelhouse, NodeBundle, Wheelhouse
 from holdfast.conditions import DIGEST_ONLY, via_s3
 from holdfast.enrolment import EnrolmentFunction
+from holdfast.errors import PropertyError
 from holdfast.keys import AuthorityProps, ClusterKeys, only_signer
 from holdfast.names import ClusterNames
 from holdfast.remote_access import SessionAccess
@@ -45,6 +46,7 @@ class ClusterFoundation(Construct):
         certificate_hours: int = 24,
         authority: AuthorityProps | None = None,
         remote_access: RemoteAccess = RemoteAccess.NONE,
+        gpu: bool = False,
         node_source: Path | None = None,
         cache_directory: Path | None = None,
     ) -> None:
@@ -65,6 +67,8 @@ class ClusterFoundation(Construct):
             authority: what signs certificates. Default: the first generation of a CA of the cluster's own.
             remote_access: whether operators may open a shell on a node (see `SessionAccess`). Default: nobody may, and
                 nodes neither run the SSM agent nor reach its service.
+            gpu: whether the cluster has workers with NVIDIA GPUs: then MXNet's CUDA build is published too (1.9 GB,
+                downloaded once, at the first deployment). Default: it is not.
             node_source: the directory with the package `holdfast_node`. Default: the installed one.
             cache_directory: where packed code is kept. Default: `.build` in the working directory.
 
@@ -131,6 +135,10 @@ class ClusterFoundation(Construct):
         self.bundle = NodeBundle(self, "NodeBundle", source=node_source, cache_directory=cache_directory)
         #: What nodes install from; None where the bundle is for local hosts only.
         self.wheelhouse = Wheelhouse(self, "Wheelhouse", bundle=self.bundle) if self.bundle.boots_on_ec2 else None
+        #: What workers with GPUs install from instead; None unless `gpu`.
+        self.gpu_wheelhouse = (
+            LateWheelhouse(self, "GpuWheelhouse", bundle=self.bundle) if gpu and self.bundle.boots_on_ec2 else None
+        )
 
     def metric_failed_renewals(self) -> cloudwatch.Metric:
         """Return how often nodes asked in vain for their certificate's renewal, by default over five minutes.
@@ -188,14 +196,30 @@ class ClusterFoundation(Construct):
                     actions=["s3:GetObject", "s3:PutObject"],
                     resources=[self.buckets.models.arn_for_objects("*")],
                 ),
-                iam.PolicyStatement(sid="NodeBundle", actions=["s3:GetObject"], resources=self.code_arns),
+                iam.PolicyStatement(sid="NodeBundle", actions=["s3:GetObject"], resources=self._published()),
             ),
         )
 
-    @property
-    def code_arns(self) -> list[str]:
-        """The ARNs of the published objects that nodes install: the bundle, and the wheels where they are needed."""
-        return [self.bundle.object_arn, *([self.wheelhouse.object_arn] if self.wheelhouse else [])]
+    def wheels(self, *, gpu: bool = False) -> Wheelhouse | LateWheelhouse | None:
+        """Return what a node, with a GPU or not, installs from; None where the bundle is for local hosts only.
+
+        Raises:
+            PropertyError: the node has a GPU, and the foundation was made without `gpu`.
+        """
+        if gpu and self.wheelhouse is not None and self.gpu_wheelhouse is None:
+            raise PropertyError(
+                "a fleet with gpu=True needs ClusterFoundation(gpu=True), which publishes CUDA's libraries"
+            )
+        return self.gpu_wheelhouse if gpu else self.wheelhouse
+
+    def code_arns(self, *, gpu: bool = False) -> list[str]:
+        """Return the ARNs of the published objects that a node installs: the bundle, and its wheels where needed."""
+        wheels = self.wheels(gpu=gpu)
+        return [self.bundle.object_arn, *([wheels.object_arn] if wheels else [])]
+
+    def _published(self) -> list[str]:
+        houses = [house.object_arn for house in (self.wheelhouse, self.gpu_wheelhouse) if house is not None]
+        return [self.bundle.object_arn, *houses]
 
     def _count(self, metric: str, pattern: logs.IFilterPattern) -> None:
         """Count the lines of the nodes' log that match; the metric's name is the filter's id."""

@@ -12,16 +12,17 @@ def boot_records(role: NodeRole) -> str:
     return f"{JobsBucket.boot_prefix(role)}*"
 
 
-def every_node(foundation: ClusterFoundation, role: NodeRole) -> list[iam.PolicyStatement]:
+def every_node(foundation: ClusterFoundation, role: NodeRole, *, gpu: bool = False) -> list[iam.PolicyStatement]:
     """Return the statements that the policies of all nodes of a cluster share; `role` is whose policy it is for.
 
-    Boot records are encrypted with the bucket's key, so that the policy must allow `kms:GenerateDataKey` as well.
+    `gpu` says which wheels its nodes install. Boot records are encrypted with the bucket's key, so that the policy must
+    allow `kms:GenerateDataKey` as well.
     """
     return [
         iam.PolicyStatement(
             sid="Enrol", actions=["lambda:InvokeFunction"], resources=[foundation.enrolment.function.function_arn]
         ),
-        iam.PolicyStatement(sid="FetchBundle", actions=["s3:GetObject"], resources=foundation.code_arns),
+        iam.PolicyStatement(sid="FetchBundle", actions=["s3:GetObject"], resources=foundation.code_arns(gpu=gpu)),
         iam.PolicyStatement(
             sid="RecordBoot",
             actions=["s3:PutObject"],

@@ -11,7 +11,7 @@ from holdfast import ClusterFoundation, FleetProps, JobLimits, PrivateNetwork, T
 app = cdk.App()
 stack = cdk.Stack(app, "Vision", env=cdk.Environment(region="eu-west-1"))
 
-foundation = ClusterFoundation(stack, "Foundation", cluster_name="vision")
+foundation = ClusterFoundation(stack, "Foundation", cluster_name="vision", gpu=True)
 network = PrivateNetwork(
     stack,
     "Network",

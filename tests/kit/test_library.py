@@ -44,7 +44,12 @@ class Consumer(cdk.Stack):
     def __init__(self, scope: Construct, construct_id: str) -> None:
         super().__init__(scope, construct_id)
         self.foundation = ClusterFoundation(
-            self, "Foundation", cluster_name="vision", cache_directory=ROOT / ".build", node_source=ROOT / "node"
+            self,
+            "Foundation",
+            cluster_name="vision",
+            gpu=True,
+            cache_directory=ROOT / ".build",
+            node_source=ROOT / "node",
         )
         self.private = PrivateNetwork(
             self,

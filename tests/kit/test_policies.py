@@ -3,13 +3,16 @@
 from typing import Any
 
 import pytest
-from tests.kit.support import Deployment
+from tests.kit.support import ROOT, Deployment
 
+from holdfast.wheels import recorded
 from holdfast_node.contract.roles import Role
 
 JOBS, MODELS = "<FoundationBucketsJobs.Arn>", "<FoundationBucketsModels.Arn>"
 DIGEST_ONLY = {"StringEquals": {"kms:MessageType": "DIGEST", "kms:SigningAlgorithm": "ECDSA_SHA_256"}}
 ACCESS_POINT = "arn:aws:elasticfilesystem:us-east-1:<AWS::AccountId>:access-point/<ClusterCheckpointsAccessPoint>"
+#: The digest of the wheels that workers with GPUs install, which is the published object's name.
+GPU_WHEELS = recorded(ROOT / "node/requirements-gpu.txt")
 Grant = tuple[Any, Any, Any]
 
 
@@ -73,7 +76,8 @@ def test_a_role_may_do_this_and_nothing_else(dev: Deployment, role: Role) -> Non
     assert {s["Effect"] for s in statements.values()} == {"Allow"}
     assert bundle["Action"] == "s3:GetObject"
     assert len(set(bundle["Resource"])) == 2, "the bundle and the wheels"
-    assert all(resource.endswith(".zip") and "*" not in resource for resource in bundle["Resource"])
+    assert not any("*" in resource for resource in bundle["Resource"])
+    assert any(GPU_WHEELS in resource for resource in bundle["Resource"]) is (role is Role.WORKER)
 
 
 @pytest.mark.parametrize("role", Role)

@@ -1,5 +1,6 @@
 """Settings: what is accepted, and each refusal's whole message."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from tests.kit.support import ROOT
 from holdfast import enrolment
 from holdfast.training.jobs import MAX_JOB_SECONDS
 from stacks.config import ConfigError, load, schema
-from stacks.instances import has_gpu, is_arm
+from stacks.instances import GPU_FAMILIES, NEWER_GPU_FAMILIES, has_gpu, is_arm
 from stacks.settings import MAX_CERTIFICATE_HOURS, MAX_JOB_HOURS
 
 VALID = {
@@ -136,7 +137,22 @@ REFUSALS = {
     "production workers without a GPU": (
         {"cluster.environment": '"prod"', "workers.instance_type": '"m7i.large"'},
         "[workers] instance_type must have a GPU where environment is prod, got m7i.large (family m7i); choose one of "
-        "the families g4dn, g5, g6, g6e, g7, g7e, gr6, p4d, p4de, p5, p5e, p5en, p6-b200, p6-b300",
+        "the families g4dn, g5, g6, g6e, gr6, p4d, p4de",
+    ),
+    "servers with a GPU": (
+        {"servers.instance_type": '"g5.xlarge"'},
+        "[servers] instance_type must have no GPU, got g5.xlarge; only workers compute on GPUs, and this one would "
+        "cost and do nothing",
+    ),
+    "a predictor with a GPU": (
+        {"predictor.job": '"digits-1"', "predictor.instance_type": '"p5.48xlarge"'},
+        "[predictor] instance_type must have no GPU, got p5.48xlarge; only workers compute on GPUs, and this one would "
+        "cost and do nothing",
+    ),
+    "GPUs that are newer than MXNet": (
+        {"workers.instance_type": '"p5.48xlarge"'},
+        "[workers] instance_type must have a GPU of compute capability 8.9 or less, got p5.48xlarge (9.0); MXNet 1.9.1 "
+        "has no machine code for it: choose one of the families g4dn, g5, g6, g6e, gr6, p4d, p4de",
     ),
     "production that destroys": (
         {"cluster.environment": '"prod"', "cluster.removal": '"destroy"'},
@@ -423,7 +439,31 @@ def test_production_workers_whose_gpu_the_image_does_not_drive_are_refused(insta
         load("lab", root=write(tmp_path, changes))
 
 
-GPUS = {"g4dn.xlarge": True, "p5.48xlarge": True, "p6-b200.48xlarge": True, "m7i.large": False, "g4ad.xlarge": False}
+GPUS = {"g4dn.xlarge": True, "p4d.24xlarge": True, "p5.48xlarge": False, "m7i.large": False, "g4ad.xlarge": False}
+
+
+#: What MXNet's CUDA build and the wheels around it are, read from them by tests/node/engine/gpu/record.py.
+LIBRARIES = json.loads((ROOT / "tests/node/engine/gpu/libraries.json").read_text())
+
+
+@pytest.mark.parametrize("name", GPU_FAMILIES)
+def test_mxnet_has_machine_code_for_every_gpu_that_workers_may_have(name: str) -> None:
+    assert runs_on(GPU_FAMILIES[name])
+
+
+@pytest.mark.parametrize("name", NEWER_GPU_FAMILIES)
+def test_mxnet_has_no_code_for_the_gpus_that_are_refused(name: str) -> None:
+    assert not runs_on(NEWER_GPU_FAMILIES[name])
+
+
+def runs_on(capability: float) -> bool:
+    """Machine code runs on GPUs of its major capability and the same or a later minor one; PTX on all later GPUs.
+
+    Source: NVIDIA, "CUDA C++ programming guide", sections "Binary compatibility" and "PTX compatibility".
+    """
+    wanted = round(capability * 10)
+    ptx, code = LIBRARIES["mxnet"]["ptx"], LIBRARIES["mxnet"]["machine code"]
+    return any(made <= wanted for made in ptx) or any(made <= wanted and made // 10 == wanted // 10 for made in code)
 
 
 @pytest.mark.parametrize("instance_type", GPUS)

@@ -155,6 +155,13 @@ def test_images_are_public_parameters_that_the_deployment_resolves(dev: Deployme
     assert defaults == {Role.SCHEDULER: linux, Role.SERVER: linux, Role.WORKER: gpu}
 
 
+@pytest.mark.parametrize("role", Role)
+def test_local_nodes_install_mxnets_build_for_cpus(local: Deployment, role: Role) -> None:
+    config = node_config(user_data(local, role))
+    assert config.wheelhouse is not None
+    assert config.wheelhouse.lock == "requirements.txt"
+
+
 def test_local_workers_boot_an_image_without_a_gpu_driver(local: Deployment) -> None:
     assert {launch_data(local, role)["ImageId"] for role in Role} == {launch_data(local, Role.SCHEDULER)["ImageId"]}
 
@@ -191,6 +198,7 @@ def test_user_data_holds_a_nodes_configuration_between_its_markers(dev: Deployme
     assert config.jobs_bucket == "<FoundationBucketsJobs>"
     assert config.enrolment_function == "<FoundationEnrolmentFunction>"
     assert config.wheelhouse is not None
+    assert config.wheelhouse.lock == ("requirements-gpu.txt" if role is Role.WORKER else "requirements.txt")
     assert not re.search(r"@[A-Z_0-9]+@", script)
 
 
@@ -212,7 +220,7 @@ def test_user_data_is_readable_as_it_is(dev: Deployment, role: Role) -> None:
 
 PHASES = (
     *("metadata", "fetch", "packages", "wheels", "environment"),
-    *("install", "mount", "firewall", "ports", "enrol"),
+    *("install", "scratch", "mount", "firewall", "ports", "enrol"),
 )
 
 

@@ -99,7 +99,11 @@ class TrainingCluster(Construct):
                 security_group=self.security_groups[role],
                 encryption_key=foundation.keys.data,
                 statements=node_statements(
-                    role, foundation=foundation, checkpoints=self.checkpoints, state_machine_arn=state_machine_arn
+                    role,
+                    foundation=foundation,
+                    checkpoints=self.checkpoints,
+                    state_machine_arn=state_machine_arn,
+                    gpu=props[role].gpu,
                 ),
                 user_data=self._user_data(role, props[role]),
             )
@@ -181,6 +185,7 @@ class TrainingCluster(Construct):
 
     def _user_data(self, role: Role, props: FleetProps) -> str:
         foundation, mounts = self.foundation, role in CHECKPOINTING
+        wheels = foundation.wheels(gpu=props.gpu)
         config = NodeConfig(
             cluster=foundation.cluster_name,
             role=role,
@@ -195,7 +200,7 @@ class TrainingCluster(Construct):
             file_system_id=self.checkpoints.file_system.file_system_id if mounts else "",
             access_point_id=self.checkpoints.access_point.access_point_id if mounts else "",
             bundle=foundation.bundle.document,
-            wheelhouse=foundation.wheelhouse.document if foundation.wheelhouse else None,
+            wheelhouse=wheels.document if wheels else None,
             remote_access=foundation.remote_access,
             scratch_device=props.scratch_device,
             retention=self.retention.document,

@@ -37,8 +37,8 @@ class FleetProps:
     `max_count` is the most that one job may have. `machine_image` defaults to Amazon Linux 2023, with NVIDIA's
     driver if `gpu`; `volume_gib` to 30 GiB, or 150 GiB if `gpu`. `scratch_gib` is the size of a blank volume for the
     trainer's work directory; default: 0, and the directory is on the root volume. With `dedicated`, instances run on
-    hardware that no other account's instances share; default: they do not ask for it. The node environment
-    holds MXNet's CPU build: this release trains on CPUs, with or without a GPU, until the CUDA build is bundled.
+    hardware that no other account's instances share; default: they do not ask for it. With `gpu` they install MXNet's
+    CUDA build instead of the one for CPUs.
     """
 
     instance_type: str

@@ -26,10 +26,15 @@ def acknowledge_wildcards(role: Role, policy: iam.ManagedPolicy, foundation: Clu
 
 
 def node_statements(
-    role: Role, *, foundation: ClusterFoundation, checkpoints: CheckpointStore, state_machine_arn: str
+    role: Role,
+    *,
+    foundation: ClusterFoundation,
+    checkpoints: CheckpointStore,
+    state_machine_arn: str,
+    gpu: bool = False,
 ) -> list[iam.PolicyStatement]:
-    """Return the statements of the policy of `role`'s nodes."""
-    statements = _common(role, foundation)
+    """Return the statements of the policy of `role`'s nodes; `gpu` says whether they have GPUs."""
+    statements = _common(role, foundation, gpu)
     if role in CHECKPOINTING:
         statements.append(checkpoints.mount_statement())
     if role is Role.SCHEDULER:
@@ -39,14 +44,14 @@ def node_statements(
     return statements
 
 
-def _common(role: Role, foundation: ClusterFoundation) -> list[iam.PolicyStatement]:
+def _common(role: Role, foundation: ClusterFoundation, gpu: bool) -> list[iam.PolicyStatement]:
     jobs, keys = foundation.buckets.jobs, foundation.keys
     own = [
         jobs.arn_for_objects(f"{JobsBucket.node_prefix(role)}*"),
         jobs.arn_for_objects(f"{JobsBucket.result_prefix(role)}*"),
     ]
     return [
-        *every_node(foundation, role),
+        *every_node(foundation, role, gpu=gpu),
         iam.PolicyStatement(sid="VerifyJobs", actions=["kms:GetPublicKey"], resources=[keys.job_signing.key_arn]),
         iam.PolicyStatement(
             sid="EncryptedObjects",
