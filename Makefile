@@ -6,10 +6,10 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup tools demo test gpu-test attacks boundary bench lint lock clean
+.PHONY: help setup tools demo test boot-test gpu-test attacks boundary bench lint lock clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: tools .venv/.ready .venv-node/.ready .venv-aws/.ready node_modules/.ready ## Install everything into this directory
 
@@ -58,6 +58,9 @@ test: setup lint ## Run every check and test
 
 gpu-test: setup .venv-gpu/.ready ## Test the guard on MXNet's CUDA build, which needs no GPU (2 GB, minutes)
 	@HOLDFAST_TEST_ENVIRONMENT=.venv-gpu .venv/bin/python -m pytest tests/node/engine
+
+boot-test: setup ## Boot the templates' nodes, train, reboot one, and show what is refused (needs root; minutes)
+	@CI=true .venv/bin/python -m pytest tests/boot
 
 attacks: setup ## Attack vanilla MXNet and Holdfast, and compare (needs root; minutes)
 	@.venv/bin/python -m tests.attacks

@@ -10,7 +10,10 @@ declare -A package=(
 )
 
 # Installed where root and apt allow; without them less is shown and checked here, and what is not is said.
-declare -A optional=([newuidmap]=uidmap [shellcheck]=shellcheck [systemd-nspawn]=systemd-container [dbus-daemon]=dbus)
+declare -A optional=(
+  [newuidmap]=uidmap [shellcheck]=shellcheck [systemd-nspawn]=systemd-container [mmdebstrap]=mmdebstrap
+  [dbus-daemon]=dbus
+)
 
 missing() {
   local tool

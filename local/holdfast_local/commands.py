@@ -5,23 +5,29 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from holdfast_local import session
 from holdfast_local.errors import LocalError
+from holdfast_local.hosts.isolation import CHOICES, Mode
 from holdfast_node.contract.errors import HoldfastError
 
 T = TypeVar("T")
 
-ISOLATION = click.option(
+HOSTS = click.option(
+    "--hosts",
     "--isolation",
-    type=click.Choice(["auto", "root", "userns", "loopback"]),
+    "hosts",
+    type=click.Choice([*CHOICES, *(mode.value for mode in Mode)]),
     default="auto",
     show_default=True,
-    help="How hosts are kept apart: network namespaces as root, the same in a user namespace, or loopback addresses "
-    "only. auto takes the strongest that this machine allows.",
+    metavar="KIND",
+    help="What an instance is here. boot: a booted system (systemd, cloud-init, the user data of its template), for "
+    "root, from an image that is made at first (a minute or more). process: the processes of a node, in namespaces of "
+    "their own (as root, or userns for a user). loopback: plain processes, not kept apart. auto: the strongest that "
+    "works and does not boot.",
 )
 
 
@@ -48,15 +54,12 @@ _STARTED = time.monotonic()
 
 
 @local.command()
-@ISOLATION
+@HOSTS
 @click.option("--settings", default="local", show_default=True, help="Which settings/NAME.toml to deploy.")
-def up(isolation: str, settings: str) -> None:
+def up(hosts: str, settings: str) -> None:
     """Start the embedded AWS, deploy all stacks with the real CDK CLI, and act as EC2."""
-    _run(lambda: session.up(isolation=isolation, settings=settings, progress=progress))
-    state = session.hosts()
-    click.echo(f"isolation: {state['mode']}")
-    for line in state["not_enforced"]:
-        click.echo(f"  not enforced here: {line}")
+    _run(lambda: session.up(isolation=hosts, settings=settings, progress=progress))
+    _describe(session.hosts())
     click.echo("submit a job with: holdfast --local submit examples/digits --entry train.py --wait")
 
 
@@ -76,13 +79,19 @@ def status(output: str) -> None:
     if output == "json":
         click.echo(json.dumps(state, indent=2))
         return
-    click.echo(f"isolation: {state['mode']}")
-    for line in state["not_enforced"]:
-        click.echo(f"  not enforced here: {line}")
+    _describe(state)
     for host in state["hosts"]:
         click.echo(f"{host['instance_id']}  {host['role']:9}  {host['address']:15}  {host['phase']}")
     if not state["hosts"]:
         click.echo("no hosts: the groups are at zero until a job runs")
+
+
+def _describe(state: dict[str, Any]) -> None:
+    click.echo(f"hosts: {state['mode']}")
+    for line in state["not_enforced"]:
+        click.echo(f"  not enforced here: {line}")
+    for line in state["not_stronger"]:
+        click.echo(f"  not stronger, {line}")
 
 
 @local.command()
@@ -96,13 +105,13 @@ def env() -> None:
 
 
 @local.command()
-@ISOLATION
+@HOSTS
 @click.option("--keep", is_flag=True, help="Leave the cluster running after the report.")
-def demo(isolation: str, keep: bool) -> None:
+def demo(hosts: str, keep: bool) -> None:
     """Deploy, train the digits example, verify its model, print a report, and tear everything down."""
     from holdfast_local.demo import run_demo
 
-    sys.exit(_run(lambda: run_demo(isolation=isolation, keep=keep, progress=progress)))
+    sys.exit(_run(lambda: run_demo(isolation=hosts, keep=keep, progress=progress)))
 
 
 def _run(action: Callable[[], T]) -> T:

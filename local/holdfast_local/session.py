@@ -24,7 +24,9 @@ from holdfast_local import traces
 from holdfast_local.emulator.errors import DeployError
 from holdfast_local.emulator.process import without_aws, without_proxies
 from holdfast_local.errors import LocalError
-from holdfast_local.hosts import HostsError, purge
+from holdfast_local.hosts import HostsError, Mode, purge
+from holdfast_local.hosts.machines import cgroups
+from holdfast_local.hosts.machines.trial import make_bootable
 from holdfast_local.mark import mark
 from holdfast_node.contract.errors import HoldfastError
 
@@ -107,6 +109,8 @@ def up(*, isolation: str, settings: str, progress: Progress, state: Path | None 
     _require_tools(root)
     with _locked(state) as lock:
         try:
+            if isolation == Mode.BOOT:
+                make_bootable(_wheels, progress)
             _start_keeper(state, lock, isolation)
             progress("embedded AWS is up")
             # Imported here: only `up` needs it, and every other command should start quickly.
@@ -125,6 +129,14 @@ def up(*, isolation: str, settings: str, progress: Progress, state: Path | None 
         except BaseException:
             _end_after_failure(state)
             raise
+
+
+def _wheels(lock: Path) -> Path:
+    # Imported here: the kit brings the CDK (which judges the version of Node.js), and only making an image needs this.
+    os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "1")
+    from holdfast.packing import pack_wheels
+
+    return pack_wheels(lock, checkout() / ".build")[0]
 
 
 def _require_tools(root: Path) -> None:
@@ -160,6 +172,7 @@ def leftovers(state: Path | None = None) -> list[str]:
     points = [line.split()[1].replace(r"\040", " ") for line in Path("/proc/self/mounts").read_text().splitlines()]
     found += [f"mount {point}" for point in points if Path(point).is_relative_to(state)]
     links = Path("/sys/class/net")
+    found += [f"control group {group}" for group in cgroups.of(state)]
     found += [f"network link {link.name}" for link in links.iterdir() if link.name.startswith("hf-")]
     return found
 

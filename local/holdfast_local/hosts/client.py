@@ -13,6 +13,7 @@ from typing import Any
 
 from holdfast_local.hosts.errors import HostNotFoundError, HostsError
 from holdfast_local.hosts.isolation import Mode, user_namespace_argv
+from holdfast_local.hosts.machines import cgroups
 from holdfast_local.hosts.rootfs import CAPABILITIES, PATH
 from holdfast_local.hosts.state import LOCK_FILE, STATE_FILE
 from holdfast_node.contract.layout import UIDS, User
@@ -101,6 +102,8 @@ def purge(state_dir: Path) -> None:
         state = status(state_dir)
         process = f"process {state['pid']}" if state else "just starting"
         raise HostsError(f"a hypervisor ({process}) runs in {state_dir}; end it first")
+    for group in cgroups.of(state_dir):
+        cgroups.remove(group.name)
     targets = [state_dir / name for name in ("hosts", "efs", "overlay", STATE_FILE, LOCK_FILE)]
     present = [str(target) for target in targets if target.exists()]
     if not present:
@@ -144,6 +147,8 @@ def _find(state_dir: Path, instance_id: str) -> tuple[dict[str, Any], dict[str, 
 
 def _namespaces(pid: int) -> list[str]:
     options = ["--net", "--mount", "--pid", "--ipc", "--uts"]
+    if Path(f"/proc/{pid}/ns/cgroup").readlink() != Path("/proc/self/ns/cgroup").readlink():
+        options.append("--cgroup")
     if Path(f"/proc/{pid}/ns/user").readlink() == Path("/proc/self/ns/user").readlink():
         return options
     # The machine's root has no id in there and must take the host's; the user who runs the hosts is root there.

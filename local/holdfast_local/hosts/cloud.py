@@ -12,6 +12,7 @@ from botocore.config import Config
 
 from holdfast_local.hosts.endpoints import Network, Networks
 from holdfast_local.hosts.errors import HostsError
+from holdfast_local.hosts.machines.mounts import FileSystems
 from holdfast_local.hosts.rules import SecurityGroup
 from holdfast_node.contract.roles import CLUSTER_PATTERN, NODE_ROLES, NodeRole
 
@@ -48,10 +49,10 @@ class Cloud:
         if not self.region:
             raise HostsError("no region is set; set AWS_REGION to the embedded AWS's region")
         self._cluster = cluster
-        self._ec2, self._iam, self._sts, efs, resolver = (
+        self._ec2, self._iam, self._sts, self._efs, resolver = (
             session.client(name, config=_CONFIG) for name in ("ec2", "iam", "sts", "efs", "route53resolver")
         )
-        self._vpcs = Networks(ec2=self._ec2, efs=efs, resolver=resolver, region=self.region)
+        self._vpcs = Networks(ec2=self._ec2, efs=self._efs, resolver=resolver, region=self.region)
         self._networks: dict[str, str] = {}
 
     def instances(self) -> list[Instance]:
@@ -108,6 +109,14 @@ class Cloud:
             return None
         answer = self._iam.get_instance_profile(InstanceProfileName=arn.rsplit("/", 1)[-1])
         return dict(answer["InstanceProfile"])
+
+    def file_systems(self) -> FileSystems:
+        """Return the account's file systems."""
+        return FileSystems(efs=self._efs, iam=self._iam)
+
+    def terminate(self, instance_id: str) -> None:
+        """Terminate an instance, as EC2 does with one that powers itself off and was launched to end so."""
+        self._ec2.terminate_instances(InstanceIds=[instance_id])
 
     def credentials(self, role_arn: str, instance_id: str) -> "RoleCredentials":
         """Return the credentials of a role for an instance, fetched when first read."""

@@ -8,9 +8,13 @@ from pathlib import Path
 
 from holdfast_local.hosts.cloud import Cloud
 from holdfast_local.hosts.endpoints import resolver_address
-from holdfast_local.hosts.fabric import METADATA_ADDRESS, Fabric
-from holdfast_local.hosts.host import Host
+from holdfast_local.hosts.fabric import METADATA_ADDRESS, Fabric, mac_address
+from holdfast_local.hosts.host import Host, Setup
 from holdfast_local.hosts.isolation import Isolation
+from holdfast_local.hosts.machines.bake import layers
+from holdfast_local.hosts.machines.machine import Machine
+from holdfast_local.hosts.machines.mounts import MountTarget
+from holdfast_local.hosts.machines.setup import MachineSetup
 from holdfast_local.hosts.metadata import Leaf, Metadata, MetadataServer, leaves
 from holdfast_local.hosts.namespaces import listen, run_in
 from holdfast_local.hosts.overlay import overlay_library
@@ -41,8 +45,10 @@ class Equipment:
         self._shared_disk = state_dir / "efs"
         self._shared_disk.mkdir(parents=True, exist_ok=True)
 
-    def setup(self, host: Host) -> HostSetup:
+    def setup(self, host: Host) -> Setup:
         """Return a host's constants; on shared loopback, equip it before its first process starts."""
+        if isinstance(host, Machine):
+            return self._machine_setup(host)
         setup = HostSetup(
             instance_id=host.instance.instance_id,
             hostname=f"ip-{host.instance.address.replace('.', '-')}",
@@ -64,14 +70,41 @@ class Equipment:
         url = f"http://{host.address}:{listener.getsockname()[1]}"
         return replace(setup, metadata_url=url, preload=str(library))
 
-    def equip(self, host: Host) -> HostSetup:
+    def equip(self, host: Host) -> Setup:
         """Give a host in namespaces its network and its metadata service; return its constants."""
         assert self._fabric is not None
         fabric, pid, instance = self._fabric, host.launcher_pid, host.instance
         port = fabric.plug(slot=host.slot, pid=pid, address=host.address, network=instance.network, routes=host.routes)
         host.resources.callback(fabric.unplug, port)
         self._serve_metadata(host, run_in(pid, lambda: listen(METADATA_ADDRESS, METADATA_PORT)))
+        if isinstance(host, Machine):
+            self._serve_mounts(host)
         return self.setup(host)
+
+    def _machine_setup(self, host: Machine) -> MachineSetup:
+        return MachineSetup(
+            instance_id=host.instance.instance_id,
+            hostname=f"ip-{host.instance.address.replace('.', '-')}",
+            directory=str(host.directory),
+            layers=tuple(str(layer) for layer in layers()),
+            resolver=resolver_address(host.instance.network),
+            shared_disk=str(self._shared_disk),
+            mount_socket=str(host.mount_socket),
+            cgroup=host.cgroup,
+            python=str(self._node_python),
+            ca_file=os.environ["AWS_CA_BUNDLE"],
+        )
+
+    def _serve_mounts(self, host: Machine) -> None:
+        profile = self._cloud.profile(host.instance)
+        target = MountTarget(
+            host.mount_socket,
+            systems=self._cloud.file_systems(),
+            role=profile["Roles"][0]["Arn"] if profile else "",
+            disk=self._shared_disk,
+            log=lambda text: self._log(f"{host.instance.instance_id} {text}"),
+        )
+        host.resources.callback(target.close)
 
     def _serve_metadata(self, host: Host, listener: socket.socket) -> None:
         instance = host.instance
@@ -85,6 +118,7 @@ class Equipment:
                 region=self._cloud.region,
                 account=self._account,
                 profile=profile,
+                mac=mac_address(host.slot) if self._fabric is not None else None,
             )
         )
         if user_data := self._cloud.user_data(instance.instance_id):

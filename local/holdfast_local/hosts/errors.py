@@ -3,6 +3,7 @@
 HoldfastError
 └── HostsError           the local hosts cannot do what was asked
     ├── IsolationError   the isolation that was asked for cannot be had on this machine
+    ├── ImageError       the image that hosts boot cannot be made
     ├── BootError        a host's boot failed; the message names the phase and the cause
     └── HostNotFoundError  no such host is running
 """
@@ -16,6 +17,10 @@ class HostsError(HoldfastError):
 
 class IsolationError(HostsError):
     """The isolation that was asked for cannot be had on this machine."""
+
+
+class ImageError(HostsError):
+    """The image that hosts boot cannot be made."""
 
 
 class BootError(HostsError):

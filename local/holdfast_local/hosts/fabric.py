@@ -46,8 +46,8 @@ class Fabric:
         interface.
         """
         port = f"sw{slot}"
-        self._namespace.run(lambda: self._add_port(port, pid, _mac(slot)))
-        self._namespace.run(lambda: _batch(_leading(address, port, _mac(slot))))
+        self._namespace.run(lambda: self._add_port(port, pid, mac_address(slot)))
+        self._namespace.run(lambda: _batch(_leading(address, port, mac_address(slot))))
         run_in(pid, lambda: _configure_host(address, (network, *routes)))
         return port
 
@@ -148,7 +148,7 @@ def _configure_services() -> None:
     _batch(["link set lo up", f"link set {HOST_INTERFACE} up", f"route add default dev {HOST_INTERFACE}"])
 
 
-def _mac(slot: int) -> str:
+def mac_address(slot: int) -> str:
     """Return a locally administered MAC address (IEEE 802, second bit of the first octet) for a slot."""
     return f"02:00:00:00:{slot >> 8:02x}:{slot & 255:02x}"
 

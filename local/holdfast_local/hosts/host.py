@@ -14,6 +14,7 @@ from typing import Any
 import holdfast_local
 import holdfast_node
 from holdfast_local.hosts.cloud import Instance
+from holdfast_local.hosts.machines.setup import MachineSetup
 from holdfast_local.hosts.processes import children, kill_family
 from holdfast_local.hosts.setup import HostSetup
 from holdfast_local.mark import own_mark
@@ -21,6 +22,7 @@ from holdfast_node.contract.layout import NodePaths
 from holdfast_node.processes import processes
 
 _DEATH_SECONDS = 3.0
+Setup = HostSetup | MachineSetup
 
 
 class Host:
@@ -55,7 +57,7 @@ class Host:
         """The process that holds the host's namespaces; also the init's parent."""
         return self._process.pid if self._process else 0
 
-    def start(self, setup: HostSetup, equip: Callable[["Host"], HostSetup], changed: Callable[[], None]) -> None:
+    def start(self, setup: Setup, equip: Callable[["Host"], Setup], changed: Callable[[], None]) -> None:
         """Start the host's processes. Call it from the thread that lives as long as the hypervisor.
 
         The kernel kills a child when the thread that made it ends (PR_SET_PDEATHSIG, prctl(2)), and so, however the
@@ -126,7 +128,7 @@ class Host:
                 "directory": str(self.directory),
             }
 
-    def _argv(self, setup: HostSetup) -> list[str]:
+    def _argv(self, setup: Setup) -> list[str]:
         module = [setup.python, "-m"]
         if not setup.namespaces:
             # TERM, so that the init ends its services' families itself: no process namespace does it for it.
@@ -138,8 +140,8 @@ class Host:
     def _follow(
         self,
         process: "subprocess.Popen[bytes]",
-        setup: HostSetup,
-        equip: Callable[["Host"], HostSetup],
+        setup: Setup,
+        equip: Callable[["Host"], Setup],
         changed: Callable[[], None],
     ) -> None:
         assert process.stdout is not None and process.stdin is not None

@@ -29,6 +29,7 @@ from holdfast_local.hosts.errors import HostsError
 from holdfast_local.hosts.fabric import Drops, Fabric
 from holdfast_local.hosts.host import Host
 from holdfast_local.hosts.isolation import Isolation, Mode, detect, isolation, user_namespace_argv
+from holdfast_local.hosts.machines.machine import Machine
 from holdfast_local.hosts.namespaces import end_with_parent
 from holdfast_local.hosts.overlay import MAX_HOSTS, host_address
 from holdfast_local.hosts.relay import Relays
@@ -111,6 +112,9 @@ class Hypervisor:
         for gone in [host for name, host in self._hosts.items() if name not in wanted]:
             log(f"{gone.instance.instance_id} terminated")
             self._end(gone)
+        for machine in [host for host in self._hosts.values() if isinstance(host, Machine) and host.powered_off]:
+            log(f"{machine.instance.instance_id} has powered itself off")
+            self._cloud.terminate(machine.instance.instance_id)
         new = [instance for name, instance in wanted.items() if name not in self._hosts]
         self._follow_networks(instances, force=bool(new))
         hosts = [self._make(instance) for instance in new]
@@ -145,7 +149,8 @@ class Hypervisor:
         directory = self._state_dir / "hosts" / instance.instance_id
         network = self._networks.get(instance.vpc_id)
         routes = network.routes if network else ()
-        host = Host(instance=instance, slot=slot, address=address, directory=directory, routes=routes)
+        kind = Machine if self._isolation.mode is Mode.BOOT else Host
+        host = kind(instance=instance, slot=slot, address=address, directory=directory, routes=routes)
         self._hosts[instance.instance_id] = host
         return host
 
@@ -203,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--cluster", help="only this cluster's instances; by default those of every cluster")
     parser.add_argument("--node-python", type=Path, required=True)
-    parser.add_argument("--isolation", default="auto", help="auto, root, userns or loopback")
+    parser.add_argument("--isolation", default="auto", help="auto, boot, process, root, userns or loopback")
     parser.add_argument("--inside", choices=("separate", "shared"), help=argparse.SUPPRESS)
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from holdfast_local.hosts.errors import IsolationError
+from holdfast_local.hosts.machines.trial import image_refusal
+from holdfast_local.hosts.machines.trial import refusal as machine_refusal
 from holdfast_node.contract.layout import UIDS, User
 
 #: Tools that hosts in namespaces need, and the Debian package that holds each.
@@ -20,12 +22,23 @@ NAMESPACE_TOOLS = {
     "ip": "iproute2",
     "nft": "nftables",
 }
+#: What hosts that boot need besides.
+BOOT_TOOLS = {"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap"}
 _PROBE_SECONDS = 20
+#: What stands for several modes, and takes the strongest of them that works. None boots: that is for whom asks for it.
+CHOICES = {"auto": ("root", "userns", "loopback"), "process": ("root", "userns")}
+_NOT_ASKED = "boot: slower to start, and needs an image that is made at first; ask for it with --hosts boot"
 
+_SHARED = "hosts share this machine's kernel, disk and clock"
+_PROCESSES = "hosts are processes, not booted systems: no user data, no systemd, no cloud-init"
 _ALWAYS = (
-    "hosts share this machine's kernel, disk and clock; they are processes, not booted systems",
     "checkpoints are a shared directory of this machine: a host asks the file system's address before it mounts them, "
     "and reads and writes past the network",
+)
+_BOOTED = (
+    "the image is Debian, not Amazon Linux, and its mount.efs is a stand-in: neither NFS, nor TLS to the file system, "
+    "nor an access point's user id",
+    "systemd's TasksMax= and MemoryMax= are not enforced: this machine's control groups are not the hosts'",
 )
 _ONE_UID = (
     "agent, tunnel and trainer of a host share one user id, so file modes and the node's own per-user firewall rules "
@@ -42,8 +55,9 @@ _LOOPBACK = (
 
 
 class Mode(StrEnum):
-    """How hosts are kept apart, strongest first."""
+    """How hosts are kept apart, strongest first. BOOT boots them; the others run a node's processes only."""
 
+    BOOT = "boot"
     ROOT = "root"
     USERNS = "userns"
     LOOPBACK = "loopback"
@@ -70,8 +84,12 @@ class Isolation:
 def isolation(mode: Mode, *, separate_users: bool, not_stronger: tuple[str, ...] = ()) -> Isolation:
     """Return the isolation of a mode, with the list of what it does not enforce."""
     missing = _LOOPBACK if mode is Mode.LOOPBACK else () if separate_users else (_ONE_UID,)
+    kind = _BOOTED if mode is Mode.BOOT else (_PROCESSES,)
     return Isolation(
-        mode=mode, separate_users=separate_users, not_enforced=(*_ALWAYS, *missing), not_stronger=not_stronger
+        mode=mode,
+        separate_users=separate_users,
+        not_enforced=(_SHARED, *kind, *_ALWAYS, *missing),
+        not_stronger=not_stronger,
     )
 
 
@@ -81,23 +99,23 @@ def detect(wanted: str = "auto") -> Isolation:
     Each mode is tried: namespaces are made, an nftables table is loaded, a process file system is mounted.
 
     Args:
-        wanted: `auto`, or the name of a `Mode`.
+        wanted: the name of a `Mode`; or `auto` for any that does not boot, or `process` for those in namespaces.
 
     Raises:
         IsolationError: the mode that is asked for does not work here; the message says what failed.
     """
-    if wanted not in ("auto", *Mode):
-        raise IsolationError(f"isolation must be one of auto, {', '.join(Mode)}, got {wanted!r}")
-    reasons: list[str] = []
-    for mode in Mode if wanted == "auto" else (Mode(wanted),):
+    if wanted not in (*CHOICES, *Mode):
+        raise IsolationError(f"hosts must be one of {', '.join((*CHOICES, *Mode))}, got {wanted!r}")
+    reasons = [_NOT_ASKED] if wanted == "auto" else []
+    for mode in map(Mode, CHOICES.get(wanted, (wanted,))):
         if mode is Mode.LOOPBACK:
             return isolation(mode, separate_users=False, not_stronger=tuple(reasons))
         if (reason := _refusal(mode)) is None:
             return isolation(mode, separate_users=_separate_users(mode), not_stronger=tuple(reasons))
         reasons.append(f"{mode}: {reason}")
     raise IsolationError(
-        f"isolation {wanted!r} does not work on this machine: {'; '.join(reasons)}; "
-        "use --isolation auto to take the strongest that does"
+        f"hosts of the kind {wanted!r} do not work on this machine: {'; '.join(reasons)}; "
+        "use --hosts auto to take the strongest that does"
     )
 
 
@@ -108,14 +126,17 @@ def user_namespace_argv(*, separate_users: bool) -> list[str]:
 
 def _refusal(mode: Mode) -> str | None:
     """Return why a mode does not work here, or None if it does."""
-    if missing := sorted({package for tool, package in NAMESPACE_TOOLS.items() if shutil.which(tool) is None}):
+    tools = NAMESPACE_TOOLS | (BOOT_TOOLS if mode is Mode.BOOT else {})
+    if missing := sorted({package for tool, package in tools.items() if shutil.which(tool) is None}):
         return f"tools are missing; install the packages {', '.join(missing)}"
-    if mode is Mode.ROOT and os.geteuid() != 0:
+    if mode in (Mode.BOOT, Mode.ROOT) and os.geteuid() != 0:
         return f"needs root, this is uid {os.geteuid()}"
     script = (
         "set -e; mkdir -p /tmp; mount -t tmpfs probe /tmp; mkdir /tmp/proc; mount -t proc proc /tmp/proc; "
         "ip link add probe type veth peer name peer; echo 1 > /proc/sys/net/ipv4/ip_forward; nft add table inet probe"
     )
+    if mode is Mode.BOOT:
+        return machine_refusal() or image_refusal()
     inner = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]
     outer = user_namespace_argv(separate_users=False) if mode is Mode.USERNS else []
     return _try([*outer, *inner])

@@ -20,6 +20,9 @@ from typing import Any
 TOKEN_PATH = "/latest/api/token"  # noqa: S105 - a path, not a secret
 TOKEN_HEADER = "X-aws-ec2-metadata-token"  # noqa: S105 - a header's name
 TTL_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
+#: The versions that answer, oldest first; a client takes the newest that it knows. cloud-init asks for a number, and
+#: wants the oldest of these at least (`cloudinit/sources/DataSourceEc2.py`).
+VERSIONS = ("2009-04-04", "2018-09-24", "2021-03-23", "latest")
 _MAX_TTL = 21600
 _MAX_TOKENS = 1000
 _REQUEST_SECONDS = 10
@@ -29,7 +32,7 @@ Leaf = str | Callable[[], str]
 
 @dataclass
 class Metadata:
-    """What one instance may know of itself: leaves by path below `/latest/`, and the tokens that open them.
+    """What one instance may know of itself: leaves by path below a version, and the tokens that open them.
 
     A leaf that is callable is called per request; what it raises is a 503 and told to `on_error`.
     """
@@ -62,8 +65,10 @@ class Metadata:
         """Return status and body of a GET: a leaf, or the entries below a folder."""
         if not self._valid(headers.get(TOKEN_HEADER, "")):
             return 401, ""
-        name = path.partition("?")[0].removeprefix("/latest/").strip("/")
-        if not path.startswith("/latest/"):
+        version, _, name = path.partition("?")[0].strip("/").partition("/")
+        if not version:
+            return 200, "\n".join(VERSIONS)
+        if version not in VERSIONS:
             return 404, ""
         if name in self.leaves:
             leaf = self.leaves[name]
@@ -87,11 +92,21 @@ class Metadata:
 
 
 def leaves(
-    *, instance: Mapping[str, Any], address: str, region: str, account: str, profile: Mapping[str, Any] | None
+    *,
+    instance: Mapping[str, Any],
+    address: str,
+    region: str,
+    account: str,
+    profile: Mapping[str, Any] | None,
+    mac: str | None = None,
 ) -> dict[str, str]:
-    """Return the leaves that an instance's description gives; `profile` is its instance profile's, if it has one."""
+    """Return the leaves that an instance's description gives; `profile` is its instance profile's, if it has one.
+
+    `mac` is its network interface's address, where it has an interface of its own.
+    """
     zone = instance.get("Placement", {}).get("AvailabilityZone", f"{region}a")
     kind, image = instance.get("InstanceType", ""), instance.get("ImageId", "")
+    name = instance.get("PrivateDnsName") or f"ip-{address.replace('.', '-')}.{region}.compute.internal"
     document = {
         "accountId": account,
         "architecture": instance.get("Architecture", "x86_64"),
@@ -105,13 +120,31 @@ def leaves(
     }
     result = {
         "meta-data/ami-id": image,
+        "meta-data/ami-launch-index": "0",
+        "meta-data/hostname": name,
         "meta-data/instance-id": instance["InstanceId"],
         "meta-data/instance-type": kind,
+        "meta-data/local-hostname": name,
         "meta-data/local-ipv4": address,
         "meta-data/placement/availability-zone": zone,
         "meta-data/placement/region": region,
+        "meta-data/services/domain": "amazonaws.com",
+        "meta-data/services/partition": "aws",
         "dynamic/instance-identity/document": json.dumps(document, indent=2),
     }
+    if mac is not None:
+        result["meta-data/mac"] = mac
+        interface = {
+            "device-number": "0",
+            "local-hostname": name,
+            "local-ipv4s": address,
+            "mac": mac,
+            "owner-id": account,
+            "security-group-ids": "\n".join(item["GroupId"] for item in instance.get("SecurityGroups", ())),
+            "subnet-id": instance.get("SubnetId", ""),
+            "vpc-id": instance.get("VpcId", ""),
+        }
+        result |= {f"meta-data/network/interfaces/macs/{mac}/{key}": value for key, value in interface.items()}
     if profile is not None:
         result["meta-data/iam/info"] = json.dumps(
             {"Code": "Success", "InstanceProfileArn": profile["Arn"], "InstanceProfileId": profile["InstanceProfileId"]}

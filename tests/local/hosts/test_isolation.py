@@ -16,13 +16,17 @@ def test_forced_loopback_is_loopback_and_says_what_it_does_not_enforce() -> None
     assert any("firewall service is skipped" in line for line in found.not_enforced)
 
 
-def test_auto_takes_the_strongest_that_works() -> None:
-    strongest = next(mode for mode in Mode if _works(mode))
-    assert detect("auto").mode is strongest
+def test_auto_takes_the_strongest_that_works_and_does_not_boot() -> None:
+    strongest = next(mode for mode in Mode if mode is not Mode.BOOT and _works(mode))
+    found = detect("auto")
+    assert found.mode is strongest
+    assert any("ask for it with --hosts boot" in line for line in found.not_stronger)
 
 
 def test_an_unknown_mode_is_refused_with_the_allowed_ones() -> None:
-    with pytest.raises(IsolationError, match=r"must be one of auto, root, userns, loopback, got 'docker'"):
+    with pytest.raises(
+        IsolationError, match=r"must be one of auto, process, boot, root, userns, loopback, got 'docker'"
+    ):
         detect("docker")
 
 
@@ -35,7 +39,7 @@ def test_root_isolation_is_refused_without_root() -> None:
     environment = {"PYTHONPATH": f"{ROOT}/local:{ROOT}/node:{ROOT}/.venv/lib/python3.11/site-packages"}
     argv = ["setpriv", "--reuid=65000", "--regid=65000", "--clear-groups", "/usr/bin/python3", "-c", code]
     done = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    assert "root: needs root, this is uid 65000; use --isolation auto" in done.stderr
+    assert "root: needs root, this is uid 65000; use --hosts auto" in done.stderr
 
 
 @pytest.mark.parametrize("tool", ["nft", "ip", "unshare"])
@@ -48,7 +52,7 @@ def test_a_missing_tool_is_named_with_its_package(tool: str, monkeypatch: pytest
         detect("root")
     fallback = detect("auto")
     assert fallback.mode is Mode.LOOPBACK
-    assert [line.partition(":")[0] for line in fallback.not_stronger] == ["root", "userns"]
+    assert [line.partition(":")[0] for line in fallback.not_stronger] == ["boot", "root", "userns"]
 
 
 def test_shared_user_ids_are_said_to_be_shared() -> None:

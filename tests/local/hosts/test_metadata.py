@@ -104,9 +104,28 @@ def test_a_folder_lists_its_entries(metadata: Metadata) -> None:
     assert "placement/" in get(metadata, "/latest/meta-data/", value)[1].splitlines()
 
 
-@pytest.mark.parametrize("path", ["/latest/meta-data/no", "/1.0/meta-data/", "/", "/latest/meta-data/../user-data"])
+@pytest.mark.parametrize("path", ["/latest/meta-data/no", "/1.0/meta-data/", "/latest/meta-data/../user-data"])
 def test_an_unknown_path_is_not_found(metadata: Metadata, path: str) -> None:
     assert get(metadata, path, token(metadata))[0] == 404
+
+
+def test_every_version_gives_the_same_and_the_root_lists_them(metadata: Metadata) -> None:
+    value = token(metadata)
+    versions = get(metadata, "/", value)[1].splitlines()
+    assert {"2009-04-04", "2021-03-23", "latest"} <= set(versions)
+    for version in versions:
+        assert get(metadata, f"/{version}/meta-data/instance-id", value) == (200, INSTANCE["InstanceId"])
+
+
+def test_an_interface_is_described_where_there_is_one(clock: Clock) -> None:
+    given = {**INSTANCE, "SecurityGroups": [{"GroupId": "sg-1"}, {"GroupId": "sg-2"}]}
+    about = {"instance": given, "address": "10.0.0.4", "region": "eu-west-1", "account": "1" * 12, "profile": None}
+    known = leaves(**about, mac="02:00:00:00:00:01")
+    assert known["meta-data/mac"] == "02:00:00:00:00:01"
+    below = "meta-data/network/interfaces/macs/02:00:00:00:00:01"
+    assert (known[f"{below}/local-ipv4s"], known[f"{below}/security-group-ids"]) == ("10.0.0.4", "sg-1\nsg-2")
+    assert known["meta-data/local-hostname"] == "ip-10-0-0-4.eu-west-1.compute.internal"
+    assert not [name for name in leaves(**about) if "macs" in name]
 
 
 def test_a_leaf_that_fails_is_unavailable_and_its_cause_is_told_outside_only(clock: Clock) -> None:
