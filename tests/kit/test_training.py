@@ -218,6 +218,14 @@ def test_user_data_is_readable_as_it_is(dev: Deployment, role: Role) -> None:
     assert not any(re.search(r"base64|gzip|eval", line) for line in lines)
 
 
+@pytest.mark.parametrize("role", Role)
+def test_user_data_leaves_out_what_a_node_knows_as_its_schemas_default(dev: Deployment, role: Role) -> None:
+    line = next(line for line in user_data(dev, role).splitlines() if line.startswith('{"'))
+    assert not {"remote_access", "predictions"} & set(json.loads(line))
+    assert json.loads(line)["retention"] == {"max_age_days": 7}
+    assert NodeConfig.parse(line).retention == Retention(max_age_days=7)
+
+
 PHASES = (
     *("metadata", "fetch", "packages", "wheels", "environment"),
     *("install", "scratch", "mount", "firewall", "ports", "enrol"),

@@ -1,10 +1,13 @@
 """The script that turns a fresh instance into a node: `user_data.sh`, with the node's constants written into it."""
 
+import dataclasses
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from holdfast.errors import PropertyError
-from holdfast_node.contract.documents import NodeConfig
+from holdfast_node.contract.documents import Document, NodeConfig
 from holdfast_node.contract.layout import JobsBucket
 
 #: EC2 refuses more than 16 KiB of user data (EC2 user guide, "User data"); 2 KiB are left for what CloudFormation's
@@ -30,7 +33,7 @@ def node_user_data(config: NodeConfig) -> str:
     if config.wheelhouse is not None:
         config.wheelhouse.validate()
     constants = {
-        "CONFIG": config.to_json().decode(),
+        "CONFIG": json.dumps(_chosen(config), sort_keys=True, separators=(",", ":")),
         "REGION": config.region,
         "ROLE": config.role.value,
         "JOBS_BUCKET": config.jobs_bucket,
@@ -44,3 +47,13 @@ def node_user_data(config: NodeConfig) -> str:
             "EC2 refuses more than 16384: use shorter names"
         )
     return script
+
+
+def _chosen(document: Document) -> dict[str, Any]:
+    """Return what a document says beyond its schema's defaults: a node that parses it has those of its own."""
+    chosen: dict[str, Any] = {}
+    for field in dataclasses.fields(document):
+        value = getattr(document, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            chosen[field.name] = _chosen(value) if isinstance(value, Document) else value
+    return chosen

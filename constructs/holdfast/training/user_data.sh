@@ -1,6 +1,5 @@
 #!/bin/bash
-# Holdfast: makes a node of this instance. Constants, flight recorder, fetch and check, then the steps of the bundle's
-# install.sh; nothing of it runs before its SHA-256 is right. This runs once: a reboot needs systemd alone.
+# Holdfast: makes a node, once; a reboot needs systemd alone. The bundle's install.sh runs if its SHA-256 is right.
 set -uo pipefail
 umask 022
 export LC_ALL=C.UTF-8 AWS_DEFAULT_REGION='@REGION@' AWS_PAGER='' AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=6
