@@ -132,6 +132,8 @@ _LIMITS = """\
   the CA, of jobs and of models are in memory instead of KMS, and the jobs bucket is a dictionary. The agent's part in a
   revocation is played by the lab, with the agent's own code; the end-to-end tests have whole agents.
 - A node that was admitted can end its job: what a server refuses ends it, with the sender's name as the job's cause.
+- What an admitted worker can have a server hold in memory has a limit by the model's size; worker 0 sends the model.
+  A worker that reads no answers stops its server, which heartbeats notice; they do not say who it was (ADR 8).
 - Vanilla MXNet signs no command line, code or package: there its side of B5 shows only that what was changed runs.
 - Gradients are not judged. A worker that was admitted can train towards what it likes; so can the script itself.
 - A node that is taken over is still that node until it is revoked: it has its certificate and its address.

@@ -407,3 +407,33 @@ def test_a_message_without_an_end_fills_vanilla_s_memory_and_has_a_limit_here(
     finally:
         for rogue in rogues:
             rogue.close()
+
+
+NUMBERS = 1 << 20
+
+
+def test_allowed_pushes_faster_than_a_server_works_fill_vanilla_and_have_a_limit_here(cluster: MakeCluster) -> None:
+    script = WAITING.replace("(4)", f"({NUMBERS})").replace(".tolist()", ".tolist()[:1]")
+    vanilla, guarded = (cluster(script=script, servers=1) for _ in range(2))
+    vanilla.start_vanilla("scheduler0", "server0", "worker0")
+    guarded.start("scheduler0", "server0", "worker0")
+    rogues = []
+    try:
+        for job in (vanilla, guarded):
+            rogue = RogueWorker(address(job, "scheduler0"), address(job, "worker1"), 1)
+            rogues.append(rogue)
+            job.wait_for("worker0", "READY")
+            peer, full = rogue.dial(address(job, "server0")), memory_mib(job, "server0") + ENDLESS_MIB
+            head, gradient = attacker.meta(head=0, push=1, **REQUEST), bytes(4 * NUMBERS)
+            deadline = time.monotonic() + 60
+            with contextlib.suppress(ConnectionError):  # the guarded server ends
+                while job is guarded or not grown(job, "server0", full):
+                    assert time.monotonic() < deadline, job.logs()
+                    peer.send(head, attacker.keys(0), gradient, attacker.lengths(len(gradient)))
+        limit = 256 * MIB + 4 * 4 * NUMBERS
+        assert_refused(
+            guarded, "server0", "worker 1", f"at most {limit} bytes may be under way that are no whole message"
+        )
+    finally:
+        for rogue in rogues:
+            rogue.close()

@@ -58,6 +58,7 @@ def test_a_message_of_any_size_is_judged(size: int, monkeypatch: pytest.MonkeyPa
     judged = []
     guard = native.Interposer.__new__(native.Interposer)
     guard._hooks = SimpleNamespace(message=lambda _: False)
+    guard.taking = True
     guard._line = SimpleNamespace(join=lambda address: None)
     guard._receive = lambda van, address: size  # ps-lite adds the sizes of the frames up in a C int
     monkeypatch.setattr(native.Interposer, "_look", lambda self, address, check, size: judged.append(address))

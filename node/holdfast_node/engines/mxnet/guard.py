@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from holdfast_node.contract.roles import Role, overlay_address
 from holdfast_node.contract.statuses import EXIT_REFUSED
 from holdfast_node.engines.errors import EngineError
-from holdfast_node.engines.mxnet import backlog, events, messages, native, policy, ports, repairs
+from holdfast_node.engines.mxnet import backlog, events, intake, messages, native, policy, ports, repairs
 from holdfast_node.engines.mxnet.messages import Message
 from holdfast_node.engines.mxnet.peers import Peers
 
@@ -90,14 +90,23 @@ class Guard:
 
     def _watch(self, at: Callable[[str], int]) -> NoReturn:
         """Look again and again at what peers have under way, and end the process when it is more than they may."""
-        own, under_way = ports.own_address(), backlog.Backlog(at)
+        own, seen, gate = ports.own_address(), backlog.Backlog(at), intake.Intake()
+        reported = False
         try:
             while True:
                 judged = dict(self._interposer.judged)  # before what was received
-                for node, size in under_way.look(judged, backlog.received(own)).items():
+                under_way = seen.look(judged, backlog.received(own))
+                for node, size in under_way.items():
                     limit = self._limit(node)
                     if limit is not None and size > limit:
                         self._refuse_backlog(node, size, limit)
+                if self.server is not None:
+                    queued = intake.used_bytes() - sum(under_way.values())
+                    taking = gate.look(queued, self._allowance(), time.monotonic(), time.process_time())
+                    self._interposer.taking = taking
+                    if gate.full and not reported:  # training is slow from here on, and somebody will ask why
+                        events.emit("queue_full", used_bytes=queued, allowance_bytes=self._allowance())
+                        reported = True
                 time.sleep(backlog.LOOK_SECONDS)
         except BaseException as error:  # without this thread there would be no limit
             refuse(f"the guard failed: {type(error).__name__}: {error}", messages.ANONYMOUS)
@@ -111,7 +120,11 @@ class Guard:
         values = self.server.values
         if node == messages.worker_id(0) and not values.gradients:  # it sends the model
             return None
-        return backlog.SERVER_BYTES + backlog.MODELS * values.size_bytes
+        return self._allowance()
+
+    def _allowance(self) -> int:
+        assert self.server is not None
+        return backlog.SERVER_BYTES + backlog.MODELS * self.server.values.size_bytes
 
     @staticmethod
     def _refuse_backlog(node: int, size: int, limit: int) -> NoReturn:

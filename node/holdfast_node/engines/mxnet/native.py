@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Hooks:
 
 #: Fingerprints that are kept: 16 workers' pushes and pulls of 1,500 keys, in some 20 MB.
 _MAX_PASSED = 50_000
+_PAUSE_SECONDS = 0.005
 #: What native code calls must never be collected.
 _kept: list[Any] = []
 
@@ -118,6 +120,8 @@ class Interposer:
         self._slots = require_known(path)
         self._receiver, self._receiving, self._origin = 0, 0, ""
         self._line = repairs.Line()
+        #: Whether messages are received; else they wait where they came in (`intake.py`).
+        self.taking = True
         #: What may pass unseen, with the bytes that it has on the wire beyond its size.
         self._passed: dict[messages.Fingerprint, int] = {}
         #: Bytes on the wire of the messages that were judged, by sender (`backlog.py`).
@@ -208,6 +212,8 @@ class Interposer:
         self._loop(van)
 
     def _on_message(self, van: int, address: int) -> int:
+        while not self.taking:
+            time.sleep(_PAUSE_SECONDS)
         self._receiving = address
         size: int = self._receive(van, address)
         self._receiving = 0
