@@ -4,6 +4,7 @@ ZMTP 3.0 (rfc.zeromq.org/spec/23) with the NULL mechanism; protobuf fields as in
 Standard library only.
 """
 
+import re
 import socket
 import struct
 import time
@@ -61,17 +62,26 @@ class Peer:
     def __init__(self, host: str, port: int, identity: bytes = b"", timeout: float = 10, source: str = "") -> None:
         self.socket = socket.create_connection((host, port), timeout=timeout, source_address=(source, 0))
         try:
-            self._greet(identity)
+            self._greet(b"DEALER", identity)
         except OSError:
             self.socket.close()
             raise
 
-    def _greet(self, identity: bytes) -> None:
+    @classmethod
+    def accepted(cls, connection: socket.socket, timeout: float = 60) -> "Peer":
+        """Return the other end of a connection that a node has opened to this one."""
+        peer = cls.__new__(cls)
+        peer.socket = connection
+        connection.settimeout(timeout)
+        peer._greet(b"ROUTER", b"")
+        return peer
+
+    def _greet(self, kind: bytes, identity: bytes) -> None:
         self.socket.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
         self._receive(64)
         properties = b"".join(
             bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
-            for name, value in ((b"Socket-Type", b"DEALER"), (b"Identity", identity))
+            for name, value in ((b"Socket-Type", kind), (b"Identity", identity))
         )
         self._frame(b"\x05READY" + properties, 0x04)
         size = self._receive(2)[1]
@@ -89,6 +99,15 @@ class Peer:
     def send_raw(self, data: bytes) -> None:
         """Send bytes that need not be a frame."""
         self.socket.sendall(data)
+
+    def await_frame(self, pattern: bytes) -> None:
+        """Return once a frame with this pattern has come."""
+        while True:
+            flags, size = self._receive(2)
+            if flags & 0x02:  # a long frame: eight bytes of length
+                size = int.from_bytes(bytes([size]) + self._receive(7), "big")
+            if re.search(pattern, self._receive(size), re.DOTALL):
+                return
 
     def is_closed(self) -> bool:
         """Whether the node ends the connection within the time-out."""
@@ -142,7 +161,8 @@ class RogueWorker:
         joining = once_it_listens(scheduler, own[0])
         self._open.append(joining)
         joining.send(meta(control=control(ADD_NODE, entry)))
-        self._open.append(listener.accept()[0])  # the scheduler has everybody, and tells them
+        self._from_scheduler = listener.accept()[0]  # it has everybody, and tells them
+        self._open.append(self._from_scheduler)
         self.to_scheduler = self.dial(scheduler)
         for group in (7, 4):  # everybody's, when the job has formed, and the workers', for the first `kv.init`
             self.to_scheduler.send(meta(request=1, app_id=0, customer_id=0, control=control(BARRIER, group=group)))
@@ -151,6 +171,10 @@ class RogueWorker:
         """Return a connection with this worker's own identity."""
         self._open.append(Peer(*address, self.identity, source=self._source))
         return self._open[-1]
+
+    def await_start(self) -> None:
+        """Return once the barrier is over that everybody waits at when the job has formed."""
+        Peer.accepted(self._from_scheduler).await_frame(rb"\x1a.\x08%c" % BARRIER)  # a PBControl in a PBMeta
 
     def close(self) -> None:
         for one in self._open:

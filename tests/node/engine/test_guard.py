@@ -232,10 +232,11 @@ def test_a_workers_requests_are_followed_in_the_order_in_which_they_were_checked
             server.send(attacker.meta(push=1, **REQUEST), attacker.keys(1), one, attacker.lengths(len(one)))
             server.send(attacker.meta(pull=1, priority=1, **REQUEST), attacker.keys(1), b"")
             server.send(attacker.meta(head=2, simple_app=1, priority=-1, **REQUEST))  # stop
-            barrier = attacker.control(attacker.BARRIER, group=7)
-            rogue.to_scheduler.send(attacker.meta(request=1, app_id=0, customer_id=0, control=barrier))
         assert vanilla.wait("server0") == {"server0": -signal.SIGABRT}
         assert "init 1 first" in vanilla.log("server0")
+        rogues[-1].await_start()
+        barrier = attacker.control(attacker.BARRIER, group=7)  # the one at the end
+        rogues[-1].to_scheduler.send(attacker.meta(request=1, app_id=0, customer_id=0, control=barrier))
         assert set(guarded.wait("server0", "scheduler0").values()) == {0}, guarded.logs()
     finally:
         for rogue in rogues:
