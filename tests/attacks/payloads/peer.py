@@ -173,8 +173,10 @@ class RogueWorker:
         return self._open[-1]
 
     def await_start(self) -> None:
-        """Return once the barrier is over that everybody waits at when the job has formed."""
-        Peer.accepted(self._from_scheduler).await_frame(rb"\x1a.\x08%c" % BARRIER)  # a PBControl in a PBMeta
+        """Return once both barriers are over at which this worker has waited; the answers do not say which is which."""
+        scheduler = Peer.accepted(self._from_scheduler)
+        for _ in range(2):
+            scheduler.await_frame(rb"\x1a.\x08%c" % BARRIER)  # a PBControl in a PBMeta
 
     def close(self) -> None:
         for one in self._open:
