@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from tests.boot.booted import Booted
+from tests.boot.support import cannot_boot
 from tests.boot.systemd_node import SystemdNode, a_node, missing
-from tests.e2e.support import run_holdfast, skip
+from tests.e2e.support import run_holdfast
 
 from holdfast_local.hosts.machines.trial import refusal
 from holdfast_node.contract.roles import Role
@@ -14,7 +15,7 @@ from holdfast_node.contract.roles import Role
 
 def boot(factory: pytest.TempPathFactory, role: Role) -> Iterator[SystemdNode]:
     if reason := missing():
-        skip(reason)
+        cannot_boot(reason)
     with a_node(factory.mktemp(f"node-{role}"), role) as node:
         yield node
 
@@ -41,7 +42,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdNode]:
 def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """A deployed local cluster whose instances boot; the image is made first where it is not in the cache."""
     if reason := refusal():
-        skip(f"hosts cannot be booted here: {reason}")
+        cannot_boot(f"hosts cannot be booted here: {reason}")
     state: Path = tmp_path_factory.mktemp("booted") / "state"
     up = run_holdfast(state, "local", "up", "--hosts", "boot", seconds=900)
     assert up.status == 0, up.errors

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.support import skip
+from tests.boot.support import cannot_boot
 from tests.local.hosts.lab import REGION, ROOT, Lab, Machine, machine, until
 
 from holdfast_local.emulator.process import Emulator
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     if reason := refusal():
-        skip(f"hosts cannot be booted here: {reason}")
+        cannot_boot(f"hosts cannot be booted here: {reason}")
     Image().make(print)
     emulator = Emulator(tmp_path / "emulator", ROOT / ".venv-aws/bin/python", port=0, region=REGION)
     emulator.start()
