@@ -116,7 +116,7 @@ def test_operator_sees_how_a_jobs_nodes_booted(account: Account, cluster: Cluste
         Key=JobsBucket.boot(Role.WORKER, "i-0123456789abcdef0"),
         Body=json.dumps(record).encode(),
     )
-    running = dataclasses.replace(status.job(cluster, job_id), stopped_at=None)  # what is written later is another job's
+    running = dataclasses.replace(status.job(cluster, job_id), stopped_at=None)  # later ones are another job's
     assert [boot.instance_id for boot in boots.of_job(cluster, running)] == ["i-0123456789abcdef0"]
 
 
