@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from holdfast_node.boot import step
 from holdfast_node.contract.documents import NodeConfig
 from holdfast_node.contract.errors import HoldfastError
 from holdfast_node.contract.layout import NodePaths
@@ -79,9 +80,7 @@ def _await(device: Path, seconds: float) -> None:
 
 def _contents(device: Path) -> str | None:
     """Return what is on a device: None if it is blank, `LABEL` if it is ours, or some words."""
-    probe = subprocess.run(
-        ["blkid", "--probe", "--output", "export", device], capture_output=True, text=True, timeout=_COMMAND_SECONDS
-    )
+    probe = _tool("blkid", "--probe", "--output", "export", str(device))
     if probe.returncode == _NOTHING:
         return None
     found = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)
@@ -94,28 +93,29 @@ def _contents(device: Path) -> str | None:
 
 
 def _run(*command: str) -> None:
+    done = _tool(*command)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise ScratchError(f"{command[0]} failed: {lines[-1] if lines else done.returncode}")
+
+
+def _tool(*command: str) -> "subprocess.CompletedProcess[str]":
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMMAND_SECONDS)
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines()
-        raise ScratchError(f"{command[0]} failed: {lines[-1] if lines else error.returncode}") from None
+        return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ScratchError(f"{command[0]} failed: {error}") from None
+
+
+def _prepare_node(config: NodeConfig, paths: NodePaths) -> None:
+    if config.scratch_device:
+        prepare(Path(config.scratch_device), paths.work)
 
 
 def main() -> int:
     """Prepare this node's scratch volume, if its configuration names one."""
     argparse.ArgumentParser(prog="python -m holdfast_node.scratch", description=main.__doc__).parse_args()
-    paths = NodePaths()
-    try:
-        config = NodeConfig.parse(paths.config.read_bytes())
-        if config.scratch_device:
-            prepare(Path(config.scratch_device), paths.work)
-    except (HoldfastError, OSError) as error:
-        print(f"cause: {error}")
-        print("remedy: correct the launch template's volumes, or set scratch_gib = 0 in the settings")
-        return 1
-    return 0
+    remedy = "correct the launch template's volumes, or set scratch_gib = 0 in the settings"
+    return step(_prepare_node, Path("/"), remedy)
 
 
 if __name__ == "__main__":
