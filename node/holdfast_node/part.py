@@ -173,23 +173,32 @@ class Part:
         write_private(paths.launch, json.dumps(asdict(launch), default=str))
         node.services.start("trainer")
         _LOG.info("training as %s %d in generation %d of %s", me.role, me.rank, self._rendezvous.generation, job.job_id)
+        return self._await_trainer(over, (identity_lost, self._stopped(), self._cut_off()))
+
+    def _cut_off(self) -> Watch:
+        """Return what says that peers cannot be reached, or have not joined in time."""
+        me, ports, detection = self._me, self._node.config.ports, self._node.detection
         peers = self._rendezvous.dialled_by(me.role)
-        reachability = Reachability(me, peers, ports, node.detection.unreachable_seconds)
+        reachability = Reachability(me, peers, ports, detection.unreachable_seconds)
+        joining = Joining(peers, ports, self._node.config.join_seconds)
 
-        joining = Joining(peers, ports, node.config.join_seconds)
-
-        def cut_off() -> str | None:
+        def watch() -> str | None:
             table, now = _TABLE.read_text(), time.monotonic()
             return reachability.look(table, now) or joining.look(table, now)
 
-        liveness = Liveness(("trainer", "tunnel"), node.services.main_pid, node.detection.stopped_seconds)
+        return watch
 
-        def stopped() -> str | None:
-            if node.services.main_pid("trainer") is None:
+    def _stopped(self) -> Watch:
+        """Return what says that a process of the trainer or the tunnel is stopped."""
+        services = self._node.services
+        liveness = Liveness(("trainer", "tunnel"), services.main_pid, self._node.detection.stopped_seconds)
+
+        def watch() -> str | None:
+            if services.main_pid("trainer") is None:
                 return None  # not started yet: what must be true before may take its time (systemd.gate)
             return liveness.look(processes(), time.monotonic())
 
-        return self._await_trainer(over, (identity_lost, stopped, cut_off))
+        return watch
 
     def _await_trainer(self, over: Callable[[], bool], watches: Sequence[Watch]) -> tuple[int, str]:
         # The trainer's own end comes first; a tunnel that ends before it has cut the trainer off.
