@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from holdfast_local.hosts.isolation import Mode, user_namespace_argv
 from holdfast_local.hosts.machines import cgroups
 from holdfast_local.hosts.rootfs import CAPABILITIES, PATH
 from holdfast_local.hosts.state import LOCK_FILE, STATE_FILE
+from holdfast_node import reachability
 from holdfast_node.contract.layout import UIDS, User
 
-_ESTABLISHED = "01"  # include/net/tcp_states.h
 _PURGE_SECONDS = 60
 
 
@@ -79,14 +78,13 @@ def connections(state_dir: Path) -> list[Connection]:
     found = set()
     for host in state["hosts"]:
         try:
-            lines = Path(f"/proc/{host['pid']}/net/tcp").read_text().splitlines()[1:]
+            table = Path(f"/proc/{host['pid']}/net/tcp").read_text()
         except OSError:
             continue
-        for line in lines:
-            _, local, remote, tcp_state, *_ = line.split()
-            ends = (*_endpoint(local), *_endpoint(remote))
-            if tcp_state == _ESTABLISHED and {ends[0], ends[2]} <= addresses and ends[0] != ends[2]:
-                found.add(Connection(local=ends[0], local_port=ends[1], remote=ends[2], remote_port=ends[3]))
+        for seen in reachability.connections(table):
+            (local, local_port), (remote, remote_port) = seen.local, seen.remote
+            if seen.up and {local, remote} <= addresses and local != remote:
+                found.add(Connection(local=local, local_port=local_port, remote=remote, remote_port=remote_port))
     return sorted(found)
 
 
@@ -165,8 +163,3 @@ def _drop_privileges(user: User | None, *, separate_users: bool) -> list[str]:
         groups = f"--groups={UIDS[User.TUNNEL]},{UIDS[User.TRAINER]}" if user is User.AGENT else "--clear-groups"
         prefix += [f"--reuid={UIDS[user]}", f"--regid={UIDS[user]}", groups]
     return [*prefix, "--"]
-
-
-def _endpoint(text: str) -> tuple[str, int]:
-    address, _, port = text.partition(":")
-    return str(IPv4Address(bytes.fromhex(address)[::-1])), int(port, 16)
