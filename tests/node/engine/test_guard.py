@@ -6,7 +6,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,22 @@ def wait_until(condition: Callable[[], bool], job: Any, timeout: float = 90) -> 
     while not condition():
         assert time.monotonic() < deadline, job.logs()
         time.sleep(0.05)
+
+
+Join = Callable[[Any, int], RogueWorker]
+
+
+@pytest.fixture
+def join(cluster: MakeCluster) -> Iterator[Join]:
+    """Joins a job as the worker of a rank, for the test to speak through; it leaves before the job is ended."""
+    with contextlib.ExitStack() as opened:
+
+        def as_worker(job: Any, rank: int) -> RogueWorker:
+            rogue = RogueWorker(address(job, "scheduler0"), address(job, f"worker{rank}"), rank)
+            opened.callback(rogue.close)
+            return rogue
+
+        yield as_worker
 
 
 #: Arguments of the payload, what it does to vanilla, and what the guard says. {marker} is a path.
@@ -191,57 +207,46 @@ MESSAGES: dict[str, tuple[str, tuple[bytes, ...], Callable[[Any], bool], str]] =
 
 
 @pytest.mark.parametrize("case", MESSAGES)
-def test_a_message_that_harms_vanilla_ends_the_job_with_the_name_of_its_sender(cluster: MakeCluster, case: str) -> None:
+def test_a_message_that_harms_vanilla_ends_the_job_with_the_name_of_its_sender(
+    cluster: MakeCluster, join: Join, case: str
+) -> None:
     name, frames, harmed, reason = MESSAGES[case]
     vanilla, guarded = (cluster(script=WAITING, servers=1) for _ in range(2))
-    rogues = []
+    vanilla.start_vanilla("scheduler0", "server0", "worker0")
+    guarded.start("scheduler0", "server0", "worker0")
     for job in (vanilla, guarded):
-        if job is vanilla:
-            job.start_vanilla("scheduler0", "server0", "worker0")
-        else:
-            job.start("scheduler0", "server0", "worker0")
-    try:
-        for job in (vanilla, guarded):
-            rogue = RogueWorker(address(job, "scheduler0"), address(job, "worker1"), 1)
-            rogues.append(rogue)
-            job.wait_for("worker0", "READY")
-            peer = rogue.to_scheduler if name == "scheduler0" else rogue.dial(address(job, name))
-            peer.send(*frames)
-        assert_refused(guarded, name, "worker 1", reason)
-        go_on(vanilla)
-        wait_until(lambda: harmed(vanilla), vanilla)
-    finally:
-        for rogue in rogues:
-            rogue.close()
+        rogue = join(job, 1)
+        job.wait_for("worker0", "READY")
+        peer = rogue.to_scheduler if name == "scheduler0" else rogue.dial(address(job, name))
+        peer.send(*frames)
+    assert_refused(guarded, name, "worker 1", reason)
+    go_on(vanilla)
+    wait_until(lambda: harmed(vanilla), vanilla)
 
 
-def test_a_workers_requests_are_followed_in_the_order_in_which_they_were_checked(cluster: MakeCluster) -> None:
+def test_a_workers_requests_are_followed_in_the_order_in_which_they_were_checked(
+    cluster: MakeCluster, join: Join
+) -> None:
     """A pull that is sent after its key's first push, and says that it is more urgent, aborts vanilla's server."""
     jobs = vanilla, guarded = [cluster(workers=1, servers=1) for _ in range(2)]
     vanilla.start_vanilla("scheduler0", "server0")
     guarded.start("scheduler0", "server0")
-    rogues = []
-    try:
-        for job in jobs:
-            rogue = RogueWorker(address(job, "scheduler0"), address(job, "worker0"), 0)
-            rogues.append(rogue)
-            server = rogue.dial(address(job, "server0"))
-            busy = bytes(64 << 20)  # the server still copies these when the next ones are there
-            server.send(attacker.meta(push=1, **REQUEST), attacker.keys(0), busy, attacker.lengths(len(busy)))
-            one = struct.pack("=f", 1.0)
-            server.send(attacker.meta(push=1, **REQUEST), attacker.keys(1), one, attacker.lengths(len(one)))
-            server.send(attacker.meta(pull=1, priority=1, **REQUEST), attacker.keys(1), b"")
-            server.send(attacker.meta(head=2, simple_app=1, priority=-1, **REQUEST))  # stop
-        rogues[-1].await_start()
-        barrier = attacker.control(attacker.BARRIER, group=7)  # the one at the end
-        rogues[-1].to_scheduler.send(attacker.meta(request=1, app_id=0, customer_id=0, control=barrier))
-        # First this one, which has heartbeats: it ends by itself when it misses the rogue's.
-        assert set(guarded.wait("server0", "scheduler0").values()) == {0}, guarded.logs()
-        assert vanilla.wait("server0") == {"server0": -signal.SIGABRT}
-        assert "init 1 first" in vanilla.log("server0")
-    finally:
-        for rogue in rogues:
-            rogue.close()
+    for job in jobs:
+        rogue = join(job, 0)
+        server = rogue.dial(address(job, "server0"))
+        busy = bytes(64 << 20)  # the server still copies these when the next ones are there
+        server.send(attacker.meta(push=1, **REQUEST), attacker.keys(0), busy, attacker.lengths(len(busy)))
+        one = struct.pack("=f", 1.0)
+        server.send(attacker.meta(push=1, **REQUEST), attacker.keys(1), one, attacker.lengths(len(one)))
+        server.send(attacker.meta(pull=1, priority=1, **REQUEST), attacker.keys(1), b"")
+        server.send(attacker.meta(head=2, simple_app=1, priority=-1, **REQUEST))  # stop
+    rogue.await_start()
+    barrier = attacker.control(attacker.BARRIER, group=7)  # the one at the end
+    rogue.to_scheduler.send(attacker.meta(request=1, app_id=0, customer_id=0, control=barrier))
+    # First this one, which has heartbeats: it ends by itself when it misses the rogue's.
+    assert set(guarded.wait("server0", "scheduler0").values()) == {0}, guarded.logs()
+    assert vanilla.wait("server0") == {"server0": -signal.SIGABRT}
+    assert "init 1 first" in vanilla.log("server0")
 
 
 @pytest.fixture
@@ -387,55 +392,43 @@ def grown(job: Any, name: str, mib: int) -> bool:
 
 @pytest.mark.parametrize(("name", "limit"), [("server0", 256 * MIB + 64), ("scheduler0", 16 * MIB)])
 def test_a_message_without_an_end_fills_vanilla_s_memory_and_has_a_limit_here(
-    cluster: MakeCluster, name: str, limit: int
+    cluster: MakeCluster, join: Join, name: str, limit: int
 ) -> None:
     vanilla, guarded = (cluster(script=WAITING, servers=1) for _ in range(2))
     vanilla.start_vanilla("scheduler0", "server0", "worker0")
     guarded.start("scheduler0", "server0", "worker0")
-    rogues = []
-    try:
-        for job in (vanilla, guarded):
-            rogue = RogueWorker(address(job, "scheduler0"), address(job, "worker1"), 1)
-            rogues.append(rogue)
-            job.wait_for("worker0", "READY")
-            peer = rogue.to_scheduler if name == "scheduler0" else rogue.dial(address(job, name))
-            full = memory_mib(job, name) + ENDLESS_MIB - 20
-            with contextlib.suppress(ConnectionError):  # the guarded node ends
-                for _ in range(ENDLESS_MIB):
-                    peer.send_part(bytes(MIB))
-            if job is vanilla:
-                wait_until(partial(grown, vanilla, name, full), vanilla)
-        assert_refused(guarded, name, "worker 1", f"at most {limit} bytes may be under way that are no whole message")
-    finally:
-        for rogue in rogues:
-            rogue.close()
+    for job in (vanilla, guarded):
+        rogue = join(job, 1)
+        job.wait_for("worker0", "READY")
+        peer = rogue.to_scheduler if name == "scheduler0" else rogue.dial(address(job, name))
+        full = memory_mib(job, name) + ENDLESS_MIB - 20
+        with contextlib.suppress(ConnectionError):  # the guarded node ends
+            for _ in range(ENDLESS_MIB):
+                peer.send_part(bytes(MIB))
+        if job is vanilla:
+            wait_until(partial(grown, vanilla, name, full), vanilla)
+    assert_refused(guarded, name, "worker 1", f"at most {limit} bytes may be under way that are no whole message")
 
 
 NUMBERS = 1 << 20
 
 
-def test_allowed_pushes_faster_than_a_server_works_fill_vanilla_and_have_a_limit_here(cluster: MakeCluster) -> None:
+def test_allowed_pushes_faster_than_a_server_works_fill_vanilla_and_have_a_limit_here(
+    cluster: MakeCluster, join: Join
+) -> None:
     script = WAITING.replace("(4)", f"({NUMBERS})").replace(".tolist()", ".tolist()[:1]")
     vanilla, guarded = (cluster(script=script, servers=1) for _ in range(2))
     vanilla.start_vanilla("scheduler0", "server0", "worker0")
     guarded.start("scheduler0", "server0", "worker0")
-    rogues = []
-    try:
-        for job in (vanilla, guarded):
-            rogue = RogueWorker(address(job, "scheduler0"), address(job, "worker1"), 1)
-            rogues.append(rogue)
-            job.wait_for("worker0", "READY")
-            peer, full = rogue.dial(address(job, "server0")), memory_mib(job, "server0") + ENDLESS_MIB
-            head, gradient = attacker.meta(head=0, push=1, **REQUEST), bytes(4 * NUMBERS)
-            deadline = time.monotonic() + 60
-            with contextlib.suppress(ConnectionError):  # the guarded server ends
-                while job is guarded or not grown(job, "server0", full):
-                    assert time.monotonic() < deadline, job.logs()
-                    peer.send(head, attacker.keys(0), gradient, attacker.lengths(len(gradient)))
-        limit = 256 * MIB + 4 * 4 * NUMBERS
-        assert_refused(
-            guarded, "server0", "worker 1", f"at most {limit} bytes may be under way that are no whole message"
-        )
-    finally:
-        for rogue in rogues:
-            rogue.close()
+    for job in (vanilla, guarded):
+        rogue = join(job, 1)
+        job.wait_for("worker0", "READY")
+        peer, full = rogue.dial(address(job, "server0")), memory_mib(job, "server0") + ENDLESS_MIB
+        head, gradient = attacker.meta(head=0, push=1, **REQUEST), bytes(4 * NUMBERS)
+        deadline = time.monotonic() + 60
+        with contextlib.suppress(ConnectionError):  # the guarded server ends
+            while job is guarded or not grown(job, "server0", full):
+                assert time.monotonic() < deadline, job.logs()
+                peer.send(head, attacker.keys(0), gradient, attacker.lengths(len(gradient)))
+    limit = 256 * MIB + 4 * 4 * NUMBERS
+    assert_refused(guarded, "server0", "worker 1", f"at most {limit} bytes may be under way that are no whole message")
