@@ -3,14 +3,13 @@
 import base64
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
-from tests.e2e.support import Outcome, run_holdfast
+from tests.e2e.support import Outcome, client_of, run_holdfast
+from tests.local.hosts import lab
 
 from holdfast_local import session
 from holdfast_local.hosts import exec_in_host
@@ -24,12 +23,7 @@ SECONDS = 240.0
 
 def until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
     """Return the first true value of a condition; fail, naming it, if there is none in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s: {what}")
+    return lab.until(condition, what, seconds)
 
 
 @dataclass(frozen=True)
@@ -44,15 +38,7 @@ class Booted:
 
     def client(self, service: str) -> Any:
         """Return a client of the embedded AWS, as its root user."""
-        environment = session.environment(self.state)
-        return boto3.client(
-            service,
-            region_name=environment["AWS_REGION"],
-            endpoint_url=environment["AWS_ENDPOINT_URL"],
-            verify=environment["AWS_CA_BUNDLE"],
-            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        )
+        return client_of(session.environment(self.state), service)
 
     def hosts(self) -> list[dict[str, Any]]:
         """Return the hosts as the hypervisor publishes them."""

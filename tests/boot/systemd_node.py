@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from tests.node.test_agent import node_config
 
+from holdfast_local.hosts.machines import cgroups
 from holdfast_node.contract.layout import UIDS, NodePaths, User
 from holdfast_node.contract.roles import Role
 
@@ -26,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PATHS = NodePaths()
 PYTHON = Path("/usr/bin/python3.11")
 TOOLS = ("systemd-nspawn", "nsenter", "setpriv", "nft", "stunnel")
-_CGROUPS = Path("/sys/fs/cgroup")
 _BOOT_SECONDS = 60.0
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def missing() -> str:
         return "only root may boot a machine"
     if lacking or not PYTHON.exists():
         return f"this machine lacks {', '.join(lacking) or PYTHON}"
-    return "" if _hierarchies() else "this machine gives no control groups"
+    return "" if cgroups.hierarchies() else "this machine gives no control groups"
 
 
 def until(ask: Callable[[], T], what: str, seconds: float = 60.0) -> T:
@@ -259,18 +259,11 @@ class SystemdNode:
         return (self.directory / "console.log").read_text(errors="replace")[-2000:]
 
     def _groups(self) -> list[Path]:
-        return [hierarchy / self.name for hierarchy in _hierarchies()]
+        return [hierarchy / self.name for hierarchy in cgroups.hierarchies()]
 
 
 def _packages() -> str:
     return "/opt/holdfast/venv/lib/python3.11/site-packages"
-
-
-def _hierarchies() -> list[Path]:
-    """The hierarchies that systemd uses: the unified one, or in hybrid mode both."""
-    if (_CGROUPS / "cgroup.controllers").is_file():
-        return [_CGROUPS]
-    return [_CGROUPS / name for name in ("systemd", "unified") if (_CGROUPS / name / "cgroup.procs").is_file()]
 
 
 def _pids(group: Path) -> list[str]:

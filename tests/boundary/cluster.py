@@ -6,12 +6,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-import boto3
-from tests.e2e.support import run_holdfast
+from tests.e2e.support import client_of, run_holdfast
 
 from holdfast_local import session
 from holdfast_local.hosts import exec_in_host
@@ -92,18 +92,7 @@ class Cluster:
 
     def __init__(self, state: Path) -> None:
         self.state = state
-        environment = session.environment(state)
-
-        def client(service: str) -> Any:
-            return boto3.client(
-                service,
-                endpoint_url=environment["AWS_ENDPOINT_URL"],
-                verify=environment["AWS_CA_BUNDLE"],
-                region_name=environment["AWS_REGION"],
-                aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-                aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-            )
-
+        client = partial(client_of, session.environment(state))
         self.ec2, self.efs, self.resolver = map(client, ("ec2", "efs", "route53resolver"))
         self.states, self.scaling = map(client, ("stepfunctions", "autoscaling"))
         groups = self.scaling.describe_auto_scaling_groups(AutoScalingGroupNames=["local-worker"])["AutoScalingGroups"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import boto3
 import pytest
 
 from holdfast_local.hosts import IsolationError, detect
@@ -60,3 +61,15 @@ def require_isolation(isolation: str) -> None:
         detect(isolation)
     except IsolationError as error:
         skip(str(error))
+
+
+def client_of(environment: dict[str, str], service: str) -> Any:
+    """Return a client of the embedded AWS as its root, from the environment that a session publishes."""
+    return boto3.client(
+        service,
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        verify=environment["AWS_CA_BUNDLE"],
+        region_name=environment["AWS_REGION"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+    )

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from tests.e2e.support import ROOT, Holdfast, skip
+from tests.e2e.support import ROOT, Holdfast, client_of, skip
 
 from holdfast_local import session
 from holdfast_local.emulator.deploy import bootstrap_and_deploy
@@ -75,18 +74,6 @@ except OSError as error:
     print("refused: " + type(error).__name__)
 """
 NODE_PYTHON = "/opt/holdfast/venv/bin/python"
-
-
-def client_of(environment: dict[str, str], service: str) -> Any:
-    """A client of the embedded AWS."""
-    return boto3.client(
-        service,
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        verify=environment["AWS_CA_BUNDLE"],
-        region_name=environment["AWS_REGION"],
-        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-    )
 
 
 def capacities(state: Path) -> list[int]:
