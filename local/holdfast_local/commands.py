@@ -27,7 +27,7 @@ HOSTS = click.option(
     help="What an instance is here. boot: a booted system (systemd, cloud-init, the user data of its template), for "
     "root, from an image that is made at first (a minute or more). process: the processes of a node, in namespaces of "
     "their own (as root, or userns for a user). loopback: plain processes, not kept apart. auto: the strongest that "
-    "works and does not boot.",
+    "works.",
 )
 
 

@@ -25,6 +25,7 @@ from holdfast_local.emulator.errors import DeployError
 from holdfast_local.emulator.process import without_aws, without_proxies
 from holdfast_local.errors import LocalError
 from holdfast_local.hosts import HostsError, Mode, purge
+from holdfast_local.hosts.isolation import can_boot
 from holdfast_local.hosts.machines import cgroups
 from holdfast_local.hosts.machines.trial import make_bootable
 from holdfast_local.mark import mark
@@ -111,6 +112,8 @@ def up(*, isolation: str, settings: str, progress: Progress, state: Path | None 
         try:
             if isolation == Mode.BOOT:
                 make_bootable(_wheels, progress)
+            elif isolation == "auto" and can_boot():
+                _try_to_make_bootable(progress)
             _start_keeper(state, lock, isolation)
             progress("embedded AWS is up")
             # Imported here: only `up` needs it, and every other command should start quickly.
@@ -129,6 +132,14 @@ def up(*, isolation: str, settings: str, progress: Progress, state: Path | None 
         except BaseException:
             _end_after_failure(state)
             raise
+
+
+def _try_to_make_bootable(progress: Progress) -> None:
+    """Make what hosts boot from; without it, as on a machine without a network, they are of a kind that needs none."""
+    try:
+        make_bootable(_wheels, progress)
+    except (HoldfastError, OSError) as error:
+        progress(f"hosts will not boot: {error}")
 
 
 def _wheels(lock: Path) -> Path:

@@ -13,7 +13,7 @@ def main() -> int:
     """Run both trials whole; return 0 only if everything is as it should be."""
     with tempfile.TemporaryDirectory(prefix="holdfast-boundary-") as directory:
         state = Path(directory) / "state"
-        up = run_holdfast(state, "local", "up")
+        up = run_holdfast(state, "local", "up", "--hosts", "process")
         if up.status:
             print(up.errors, file=sys.stderr)
             return 1

@@ -15,7 +15,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(state: Path) -> Iterator[Holdfast]:
     """A deployed local cluster; yields `holdfast --local …` as a function."""
-    up = run_holdfast(state, "local", "up")
+    up = run_holdfast(state, "local", "up", "--hosts", "process")
     assert up.status == 0, up.errors
     try:
         yield lambda *arguments: run_holdfast(state, "--local", *arguments)

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.boot.support import cannot_boot
 from tests.e2e.support import HOLDFAST, ROOT, require_isolation, run_holdfast
 
+from holdfast_local.hosts.machines.trial import refusal
 from holdfast_local.session import leftovers
 
 pytestmark = pytest.mark.e2e
@@ -25,10 +27,13 @@ CLAIMS = (
 )
 
 
-@pytest.mark.parametrize("isolation", ["root", "userns", "loopback"])
+@pytest.mark.parametrize("isolation", ["boot", "root", "userns", "loopback"])
 def test_demo_proves_every_claim_and_leaves_nothing(isolation: str, tmp_path: Path) -> None:
-    require_isolation(isolation)
-    demo = run_holdfast(tmp_path / "state", "local", "demo", "--isolation", isolation)
+    if isolation != "boot":
+        require_isolation(isolation)
+    elif reason := refusal():
+        cannot_boot(f"hosts cannot be booted here: {reason}")
+    demo = run_holdfast(tmp_path / "state", "local", "demo", "--isolation", isolation, seconds=900)
     assert demo.status == 0, demo.output + demo.errors
     for claim in CLAIMS:
         assert f"yes  {claim}" in demo.output

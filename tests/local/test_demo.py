@@ -55,7 +55,7 @@ def test_demo_fails_and_reports_when_something_is_left(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(session, "down", fail)
-    assert demo.run_demo(isolation="auto", keep=False, progress=said.append) == 1
+    assert demo.run_demo(isolation="process", keep=False, progress=said.append) == 1
     assert "NO   nothing is left: no process, mount, network link or file" in capsys.readouterr().out
     assert said[-1] == "the local cluster left something behind: process 7"
 
@@ -68,4 +68,4 @@ def test_failed_teardown_does_not_hide_why_the_demo_failed(monkeypatch: pytest.M
     monkeypatch.setattr(demo, "_train_and_verify", train)
     monkeypatch.setattr(session, "down", fail)
     with pytest.raises(LocalError, match=r"^the job failed$"):
-        demo.run_demo(isolation="auto", keep=False, progress=lambda _: None)
+        demo.run_demo(isolation="process", keep=False, progress=lambda _: None)

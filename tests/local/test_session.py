@@ -61,10 +61,10 @@ def snapshot(directory: Path) -> list[tuple[str, int, int]]:
 
 
 ACTIONS: dict[str, Callable[[Path], object]] = {
-    "up": lambda state: session.up(isolation="auto", settings="local", progress=print, state=state),
+    "up": lambda state: session.up(isolation="process", settings="local", progress=print, state=state),
     "down": session.down,
     "end": session._end,
-    "start": lambda state: session._start_keeper(state, 0, "auto"),
+    "start": lambda state: session._start_keeper(state, 0, "process"),
     "clear": traces.clear,
     "remove": traces.remove,
     "claim": traces.claim,
@@ -204,7 +204,7 @@ def test_failure_to_purge_does_not_hide_why_the_start_failed(state: Path, monkey
     monkeypatch.setattr(session, "_start_keeper", fail)
     monkeypatch.setattr(session, "purge", refuse)
     with pytest.raises(LocalError) as failure:
-        session.up(isolation="auto", settings="local", progress=print, state=state)
+        session.up(isolation="process", settings="local", progress=print, state=state)
     assert str(failure.value).splitlines() == [
         "the original failure",
         f"logs: {state}-failed-start",
@@ -352,7 +352,7 @@ def test_missing_tool_is_named_with_its_package_before_anything_starts(
     (tmp_path / "bin/node").symlink_to(node)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(LocalError) as refusal:
-        session.up(isolation="auto", settings="local", progress=print, state=tmp_path / "state")
+        session.up(isolation="process", settings="local", progress=print, state=tmp_path / "state")
     assert str(refusal.value) == (
         "these tools are missing: stunnel (Debian's package stunnel4); install them, or run `make setup` as root"
     )
@@ -362,4 +362,4 @@ def test_missing_tool_is_named_with_its_package_before_anything_starts(
 def test_missing_environment_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(session, "checkout", lambda: tmp_path)
     with pytest.raises(LocalError, match=r"not installed in .*: \.venv-aws/bin/python, .*; run `make setup`"):
-        session.up(isolation="auto", settings="local", progress=print, state=tmp_path / "state")
+        session.up(isolation="process", settings="local", progress=print, state=tmp_path / "state")

@@ -25,9 +25,8 @@ NAMESPACE_TOOLS = {
 #: What hosts that boot need besides.
 BOOT_TOOLS = {"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap"}
 _PROBE_SECONDS = 20
-#: What stands for several modes, and takes the strongest of them that works. None boots: that is for whom asks for it.
-CHOICES = {"auto": ("root", "userns", "loopback"), "process": ("root", "userns")}
-_NOT_ASKED = "boot: slower to start, and needs an image that is made at first; ask for it with --hosts boot"
+#: What stands for several modes, and takes the strongest of them that works.
+CHOICES = {"auto": ("boot", "root", "userns", "loopback"), "process": ("root", "userns")}
 
 _SHARED = "hosts share this machine's kernel, disk and clock"
 _PROCESSES = "hosts are processes, not booted systems: no user data, no systemd, no cloud-init"
@@ -99,14 +98,14 @@ def detect(wanted: str = "auto") -> Isolation:
     Each mode is tried: namespaces are made, an nftables table is loaded, a process file system is mounted.
 
     Args:
-        wanted: the name of a `Mode`; or `auto` for any that does not boot, or `process` for those in namespaces.
+        wanted: the name of a `Mode`; or `auto` for any, or `process` for those in namespaces that do not boot.
 
     Raises:
         IsolationError: the mode that is asked for does not work here; the message says what failed.
     """
     if wanted not in (*CHOICES, *Mode):
         raise IsolationError(f"hosts must be one of {', '.join((*CHOICES, *Mode))}, got {wanted!r}")
-    reasons = [_NOT_ASKED] if wanted == "auto" else []
+    reasons: list[str] = []
     for mode in map(Mode, CHOICES.get(wanted, (wanted,))):
         if mode is Mode.LOOPBACK:
             return isolation(mode, separate_users=False, not_stronger=tuple(reasons))
@@ -119,13 +118,18 @@ def detect(wanted: str = "auto") -> Isolation:
     )
 
 
+def can_boot() -> bool:
+    """Return whether hosts can be booted here; the image that they need may still have to be made."""
+    return _refusal(Mode.BOOT, image=False) is None
+
+
 def user_namespace_argv(*, separate_users: bool) -> list[str]:
     """Return the command prefix that enters an own user namespace as its root, keeping the process id."""
     return ["unshare", "--user", "--map-root-user", *(["--map-auto"] if separate_users else []), "--mount"]
 
 
-def _refusal(mode: Mode) -> str | None:
-    """Return why a mode does not work here, or None if it does."""
+def _refusal(mode: Mode, *, image: bool = True) -> str | None:
+    """Return why a mode does not work here, or None if it does; `image` says whether hosts' image must be there."""
     tools = NAMESPACE_TOOLS | (BOOT_TOOLS if mode is Mode.BOOT else {})
     if missing := sorted({package for tool, package in tools.items() if shutil.which(tool) is None}):
         return f"tools are missing; install the packages {', '.join(missing)}"
@@ -136,7 +140,7 @@ def _refusal(mode: Mode) -> str | None:
         "ip link add probe type veth peer name peer; echo 1 > /proc/sys/net/ipv4/ip_forward; nft add table inet probe"
     )
     if mode is Mode.BOOT:
-        return machine_refusal() or image_refusal()
+        return machine_refusal() or (image_refusal() if image else None)
     inner = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]
     outer = user_namespace_argv(separate_users=False) if mode is Mode.USERNS else []
     return _try([*outer, *inner])

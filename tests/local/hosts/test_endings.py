@@ -153,13 +153,13 @@ def test_an_endpoint_that_hosts_cannot_use_is_refused(
     lab: Lab, tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
     environment = hypervisor_environment(lab) | changes
-    argv = hypervisor_argv(tmp_path, "auto")
+    argv = hypervisor_argv(tmp_path, "process")
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, message in done.stderr, "Traceback" in done.stderr) == (1, True, False)
 
 
 def test_a_missing_interpreter_is_refused(lab: Lab, tmp_path: Path) -> None:
-    argv = [*hypervisor_argv(tmp_path, "auto"), "--node-python", "/no/python"]
+    argv = [*hypervisor_argv(tmp_path, "process"), "--node-python", "/no/python"]
     environment = hypervisor_environment(lab)
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert "--node-python must be a Python interpreter, got /no/python; run make setup" in done.stderr

@@ -1,11 +1,12 @@
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from tests.local.hosts.lab import ROOT
 
 from holdfast_local.hosts import IsolationError, Mode, detect
-from holdfast_local.hosts.isolation import isolation
+from holdfast_local.hosts.isolation import can_boot, isolation
 
 
 def test_forced_loopback_is_loopback_and_says_what_it_does_not_enforce() -> None:
@@ -16,11 +17,20 @@ def test_forced_loopback_is_loopback_and_says_what_it_does_not_enforce() -> None
     assert any("firewall service is skipped" in line for line in found.not_enforced)
 
 
-def test_auto_takes_the_strongest_that_works_and_does_not_boot() -> None:
-    strongest = next(mode for mode in Mode if mode is not Mode.BOOT and _works(mode))
+def test_auto_takes_the_strongest_that_works_and_says_why_not_a_stronger() -> None:
+    strongest = next(mode for mode in Mode if _works(mode))
     found = detect("auto")
     assert found.mode is strongest
-    assert any("ask for it with --hosts boot" in line for line in found.not_stronger)
+    assert [line.partition(":")[0] for line in found.not_stronger] == list(Mode)[: list(Mode).index(strongest)]
+
+
+def test_without_its_image_nothing_boots_and_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not can_boot():
+        pytest.skip("hosts cannot be booted here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = detect("auto")
+    assert found.mode is Mode.ROOT
+    assert found.not_stronger[0].startswith("boot: the image that hosts boot has not been made")
 
 
 def test_an_unknown_mode_is_refused_with_the_allowed_ones() -> None:

@@ -66,7 +66,7 @@ def image_refusal(cache: Path | None = None) -> str | None:
     """Return why the image is not there, or None if it is."""
     if Image(cache).ready:
         return None
-    return "the image that hosts boot has not been made; `holdfast local up --hosts boot` makes it, once"
+    return "the image that hosts boot has not been made; `holdfast local up` makes it, once"
 
 
 def make_bootable(wheels: Callable[[Path], Path], progress: Progress) -> None:
