@@ -293,6 +293,20 @@ def test_a_report_that_fails_is_tried_again(node: Node, tmp_path: Path) -> None:
     assert done.stored is not None
 
 
+def test_a_download_that_breaks_off_is_tried_again_and_not_for_ever(node: Node, tmp_path: Path) -> None:
+    broken = "Connection broken: IncompleteRead(8192 bytes read, 999 more expected)"
+    fail = f'echo "{broken}" >&2; exit 255'
+    down = f"[[ $* != *bundle.zip* ]] || {{ echo >> /given/tried; (($(wc -l < /given/tried) > 2)) || {{ {fail}; }}; }}"
+    (tmp_path / "once").mkdir()
+    done = node.boot(tmp_path / "once", objects={"wheels.zip": b"junk"}, commands={"aws": f"{down}\n{AWS}"})
+    assert [(phase["phase"], phase["status"]) for phase in done.phases][:2] == [("metadata", "ok"), ("fetch", "ok")]
+    assert len([call for call in done.calls if "bundle.zip" in call]) == 3
+    (tmp_path / "always").mkdir()
+    done = node.boot(tmp_path / "always", commands={"aws": refuse("get-object", broken)})
+    assert len([call for call in done.calls if "bundle.zip" in call]) == 3
+    assert done.last["cause"] == f"the bundle s3://assets/bundle.zip cannot be fetched: {broken}"
+
+
 def test_a_role_without_checkpoints_mounts_nothing(node: Node, tmp_path: Path) -> None:
     done = node.boot(tmp_path, Role.SCHEDULER, before=BAKED)
     assert (done.status, "checkpoints" in done.fstab) == (0, False), done.output

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Holdfast: makes a node, once; a reboot needs systemd alone. The bundle's install.sh runs if its SHA-256 is right.
+# Holdfast: makes a node, once; after a reboot systemd does. Nothing runs before its SHA-256 is right.
 set -uo pipefail
 umask 022
 export LC_ALL=C.UTF-8 AWS_DEFAULT_REGION='@REGION@' AWS_PAGER='' AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=6
@@ -16,7 +16,7 @@ cat > /etc/holdfast/node.json <<'HOLDFAST_NODE_JSON'
 HOLDFAST_NODE_JSON
 
 # --- flight recorder
-# Judges a phase by its status and its output, where a command says why it failed: `cause: ...` and `remedy: ...`.
+# Judges a phase by its status and what it said: `cause: ...` and `remedy: ...`.
 cat > "$tmp/record.py" <<'PYTHON'
 import json, os, sys, time
 phase, start, end, limit, spent, code = sys.argv[1:]
@@ -39,7 +39,7 @@ print("holdfast: boot: %s %s" % (phase, status) + (": %s; %s" % (cause, remedy) 
 print(json.dumps(record), file=open("/var/log/holdfast/boot.log", "a"))
 PYTHON
 
-# phase NAME SECONDS COMMAND...: runs it, and leaves a record in the boot log and a line on the console.
+# phase NAME SECONDS COMMAND...: leaves a record in the boot log and a line on the console.
 phase() {
   local name=$1 limit=$2 began=$SECONDS start status=0
   shift 2
@@ -51,7 +51,7 @@ phase() {
   [ "$status" = 0 ] || give_up
 }
 
-# Tells operators and the job why, and ends the instance: to its group it is unhealthy, and EC2 terminates it.
+# Tells operators and the job why, and ends the instance, which its group then replaces.
 give_up() {
   timeout 100 bash -c 'until tell; do sleep 5; done'
   systemd-run -q --on-active=60 systemctl poweroff || systemctl poweroff
@@ -65,7 +65,7 @@ tell() {
   store || return
   aws logs create-log-stream "${group[@]}"
   aws logs put-log-events "${group[@]}" --log-events "file://$tmp/events.json"
-  # The others' failures are told by the scheduler, its own by nobody else.
+  # A scheduler tells of the others.
   [ "$role" != scheduler ] || tell_job
 }
 
@@ -100,13 +100,16 @@ setting() {
 print(functools.reduce(dict.get, sys.argv[1:], json.load(open("/etc/holdfast/node.json"))))' "$@"
 }
 
-# fetch NAME FILE: the object that the configuration has under this name.
+# fetch NAME FILE: the configuration's object NAME.
 fetch() {
-  local bucket key wanted got said
+  local bucket key wanted got said tries=0
   bucket=$(setting "$1" bucket) key=$(setting "$1" key) wanted=$(setting "$1" sha256)
-  said=$(aws s3api get-object --bucket "$bucket" --key "$key" "$2" 2>&1 > /dev/null) ||
-    die "the $1 s3://$bucket/$key cannot be fetched: ${said##*$'\n'}" \
+  # The AWS CLI gives up on a download that breaks off.
+  until said=$(aws s3api get-object --bucket "$bucket" --key "$key" "$2" 2>&1 > /dev/null); do
+    ((++tries < 3)) || die "the $1 s3://$bucket/$key cannot be fetched: ${said##*$'\n'}" \
       'let the role, the S3 endpoint, its route and the bucket allow it; deploy again if it is gone'
+    sleep 3
+  done
   got=$(sha256sum "$2")
   [ "${got%% *}" = "$wanted" ] ||
     die "the $1 s3://$bucket/$key must have the SHA-256 $wanted, got ${got%% *}" \
