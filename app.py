@@ -1,4 +1,4 @@
-"""The reference deployment: three stacks from one settings file, chosen with `-c settings=NAME`."""
+"""The reference deployment: three stacks, or four, from one settings file, chosen with `-c settings=NAME`."""
 
 import os
 import sys
@@ -13,6 +13,7 @@ from cdk_nag import AwsSolutionsChecks
 from holdfast_node.contract.errors import HoldfastError
 from stacks.config import DEFAULT_SETTINGS, load
 from stacks.foundation import FoundationStack
+from stacks.images import ImagesStack
 from stacks.network import NetworkStack
 from stacks.settings import Settings
 from stacks.training import TrainingStack
@@ -27,6 +28,8 @@ def build(app: cdk.App, settings: Settings) -> None:
     ).foundation
     network = NetworkStack(app, settings=settings, foundation=foundation).network
     TrainingStack(app, settings=settings, foundation=foundation, network=network)
+    if settings.images.pipeline:
+        ImagesStack(app, settings=settings, foundation=foundation)
     cluster = settings.cluster
     for key, value in {"cluster": cluster.name, "environment": cluster.environment.value}.items():
         cdk.Tags.of(app).add(f"holdfast:{key}", value)

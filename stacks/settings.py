@@ -244,6 +244,19 @@ class Identity(_Section):
     )
 
 
+class Images(_Section):
+    """What instances boot from: AWS's image, or one that has installed already (docs/golden-image.md)."""
+
+    pipeline: bool = Field(
+        default=False,
+        description="whether there is a stack that bakes such images; its endpoints cost money while it is there",
+    )
+    baked: bool = Field(
+        default=False,
+        description="whether nodes boot the image that was baked last before a deployment; bake one first",
+    )
+
+
 class Predictor(_Section):
     """The nodes that serve a model, if there are any; their group is at zero until somebody raises it."""
 
@@ -291,6 +304,7 @@ class Settings(_Section):
     checkpoints: Checkpoints = Checkpoints()
     limits: Limits = Limits()
     identity: Identity = Identity()
+    images: Images = Images()
     predictor: Predictor = Predictor()
 
     @property

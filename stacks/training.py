@@ -1,6 +1,7 @@
 """The training stack: fleets at zero, checkpoints, the job state machine, and what operators' tools read."""
 
 from aws_cdk import CfnOutput
+from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
 from holdfast import (
@@ -12,6 +13,7 @@ from holdfast import (
     PredictorFleet,
     PrivateNetwork,
     TrainingCluster,
+    golden_image,
 )
 from holdfast_node.contract.documents import Predictions
 from holdfast_node.contract.roles import Role
@@ -97,6 +99,7 @@ class TrainingStack(ClusterStack):
             fleet=FleetProps(
                 instance_type=chosen.instance_type,
                 max_count=chosen.max,
+                machine_image=_image(settings, gpu=False),
                 dedicated=settings.cluster.dedicated_tenancy,
             ),
             predictions=Predictions(job_id=chosen.job, **{name: getattr(chosen, name) for name in names}),
@@ -104,12 +107,18 @@ class TrainingStack(ClusterStack):
         )
 
 
+def _image(settings: Settings, *, gpu: bool) -> ec2.IMachineImage | None:
+    return golden_image(settings.cluster.name, gpu=gpu) if settings.images.baked else None
+
+
 def _fleet(settings: Settings, fleet: Scheduler | Fleet, max_count: int = 1) -> FleetProps:
+    # Servers and the scheduler compute on CPUs, whatever their type has.
+    gpu = fleet is settings.workers and has_gpu(fleet.instance_type)
     return FleetProps(
         instance_type=fleet.instance_type,
         max_count=max_count,
-        # Servers and the scheduler compute on CPUs, whatever their type has.
-        gpu=fleet is settings.workers and has_gpu(fleet.instance_type),
+        gpu=gpu,
+        machine_image=_image(settings, gpu=gpu),
         scratch_gib=fleet.scratch_gib if isinstance(fleet, Fleet) else 0,
         dedicated=settings.cluster.dedicated_tenancy,
     )

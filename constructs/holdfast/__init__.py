@@ -24,6 +24,7 @@ from holdfast.remote_access import SessionAccess
 from holdfast.training.checkpoints import CheckpointRetention, CheckpointStore
 from holdfast.training.cluster import TrainingCluster
 from holdfast.training.fleet import FleetProps, NodeFleet
+from holdfast.training.golden_image import GoldenImage, golden_image, image_access
 from holdfast.training.jobs import JobLimits, JobStateMachine
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "ClusterKeys",
     "EnrolmentFunction",
     "FleetProps",
+    "GoldenImage",
     "JobLimits",
     "JobStateMachine",
     "KitError",
@@ -54,4 +56,6 @@ __all__ = [
     "Wheelhouse",
     "acknowledge",
     "acknowledge_keys",
+    "golden_image",
+    "image_access",
 ]

@@ -1,9 +1,18 @@
-"""What the nodes of a cluster call: plain data, from which a network makes its endpoints."""
+"""What the instances of a cluster call: plain data, from which a network makes its endpoints."""
 
 from dataclasses import dataclass
 
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
+
+#: What the SSM agent does with its channels; AWS offers no resource to scope these to (Service Authorization Reference,
+#: "Amazon Message Gateway Service").
+AGENT_CHANNELS = (
+    "ssmmessages:CreateControlChannel",
+    "ssmmessages:CreateDataChannel",
+    "ssmmessages:OpenControlChannel",
+    "ssmmessages:OpenDataChannel",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +34,10 @@ class ServiceAccess:
 class NodeAccess:
     """All that nodes reach outside the cluster: services by interface endpoints, objects by the S3 gateway.
 
-    `objects` are statements without principals: the network allows them to this account's principals only.
+    `objects` are statements without principals: the network allows them to this account's principals only. `public`
+    are ARNs of objects in buckets of AWS's own that are read without credentials, so by anybody in the network.
     """
 
     services: tuple[ServiceAccess, ...]
     objects: tuple[iam.PolicyStatement, ...]
+    public: tuple[str, ...] = ()

@@ -140,6 +140,7 @@ class ClusterKeys(Construct):
                     "ArnLike": {
                         "kms:EncryptionContext:aws:logs:arn": [
                             f"{group}{names.log_group('*')}",
+                            f"{group}{names.image_log_group('*')}",
                             f"{group}{names.job_log_group}",
                         ]
                     }

@@ -83,6 +83,14 @@ class ClusterNames:
         """Return the name of one of the cluster's log groups."""
         return f"/holdfast/{self.cluster}/{subject}"
 
+    def image_log_group(self, subject: str) -> str:
+        """Return the name of a log group of EC2 Image Builder's, whose service role writes below this prefix only."""
+        return f"/aws/imagebuilder/{self.cluster}/{subject}"
+
+    def image_parameter(self, image: str) -> str:
+        """Return the name of the SSM parameter that holds a baked image's id; again, the service's own prefix."""
+        return f"/imagebuilder/holdfast/{self.cluster}/{image}"
+
     @property
     def job_log_group(self) -> str:
         """The state machine's log group; under this prefix the log's resource policy cannot outgrow its limit."""

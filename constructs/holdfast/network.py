@@ -55,6 +55,7 @@ class PrivateNetwork(Construct):
         access: NodeAccess,
         s3_prefix_list_id: str,
         encryption_key: kms.IKey,
+        purpose: str = "",
         log_retention: logs.RetentionDays = logs.RetentionDays.ONE_YEAR,
         removal_policy: RemovalPolicy = RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
     ) -> None:
@@ -70,6 +71,7 @@ class PrivateNetwork(Construct):
                 `aws ec2 describe-managed-prefix-lists --filters Name=prefix-list-name,Values=com.amazonaws.REGION.s3`
                 prints it; a wrong one fails the deployment.
             encryption_key: encrypts the flow log.
+            purpose: what tells the names of a cluster's second network from the first's. Default: the first's names.
             log_retention: how long flow logs are kept. Default: one year.
             removal_policy: what happens to the flow log. Default: kept, unless its creation failed.
 
@@ -83,6 +85,7 @@ class PrivateNetwork(Construct):
                 "aws ec2 describe-managed-prefix-lists prints the region's"
             )
         self.s3_prefix_list_id = s3_prefix_list_id
+        self._purpose = purpose
         self.vpc = ec2.Vpc(
             self,
             "Vpc",
@@ -147,6 +150,15 @@ class PrivateNetwork(Construct):
                 statement.copy(principals=[iam.AnyPrincipal()], conditions=self._own_account())
             )
         stack = Stack.of(self)
+        if access.public:
+            self.s3_endpoint.add_to_policy(
+                iam.PolicyStatement(
+                    sid="PublicObjects",
+                    principals=[iam.AnyPrincipal()],
+                    actions=["s3:GetObject"],
+                    resources=list(access.public),
+                )
+            )
         repository = _PACKAGE_REPOSITORY.format(region=stack.region)
         self.s3_endpoint.add_to_policy(
             iam.PolicyStatement(
@@ -166,15 +178,14 @@ class PrivateNetwork(Construct):
         if Token.is_unresolved(stack.region) or stack.region == _GLOBAL_S3_REGION:
             buckets.append(f"s3.{stack.url_suffix}")
         domains = [*services, *buckets, *(f"*.{name}" for name in buckets), f"*.efs.{own}"]
-        allowed = route53resolver.CfnFirewallDomainList(
-            self, "AllowedNames", name=f"{names.cluster}-allowed", domains=domains
-        )
-        every = route53resolver.CfnFirewallDomainList(self, "EveryName", name=f"{names.cluster}-every", domains=["*"])
+        prefix = "-".join(filter(None, (names.cluster, self._purpose)))
+        allowed = route53resolver.CfnFirewallDomainList(self, "AllowedNames", name=f"{prefix}-allowed", domains=domains)
+        every = route53resolver.CfnFirewallDomainList(self, "EveryName", name=f"{prefix}-every", domains=["*"])
         rule = route53resolver.CfnFirewallRuleGroup.FirewallRuleProperty
         group = route53resolver.CfnFirewallRuleGroup(
             self,
             "NameRules",
-            name=f"{names.cluster}-names",
+            name=f"{prefix}-names",
             firewall_rules=[
                 rule(
                     action="ALLOW",
@@ -189,7 +200,7 @@ class PrivateNetwork(Construct):
         route53resolver.CfnFirewallRuleGroupAssociation(
             self,
             "NameFirewall",
-            name=f"{names.cluster}-names",
+            name=f"{prefix}-names",
             firewall_rule_group_id=group.attr_id,
             vpc_id=self.vpc.vpc_id,
             priority=_FIREWALL_PRIORITY,
@@ -201,7 +212,7 @@ class PrivateNetwork(Construct):
         self.flow_log = logs.LogGroup(
             self,
             "FlowLog",
-            log_group_name=names.log_group("flows"),
+            log_group_name=names.log_group("-".join(filter(None, (self._purpose, "flows")))),
             encryption_key=key,
             retention=retention,
             removal_policy=removal_policy,

@@ -8,7 +8,7 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from holdfast.access import ServiceAccess
+from holdfast.access import AGENT_CHANNELS, ServiceAccess
 from holdfast.findings import acknowledge, written
 from holdfast.names import CLUSTER_TAG, ClusterNames
 from holdfast_node.contract.layout import OPERATOR
@@ -17,14 +17,6 @@ from holdfast_node.contract.layout import OPERATOR
 #: 60 and 1 to 1440 (Systems Manager user guide, "Session document schema").
 IDLE_MINUTES = 10
 SESSION_MINUTES = 60
-#: What the agent does with the session's channels; AWS offers no resource to scope these to (Service Authorization
-#: Reference, "Amazon Message Gateway Service").
-_CHANNELS = (
-    "ssmmessages:CreateControlChannel",
-    "ssmmessages:CreateDataChannel",
-    "ssmmessages:OpenControlChannel",
-    "ssmmessages:OpenDataChannel",
-)
 _RECORD = ("logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents")
 
 
@@ -162,7 +154,7 @@ class SessionAccess(Construct):
     def node_statements(self) -> list[iam.PolicyStatement]:
         """Return what the SSM agent on a node may do: report itself, carry sessions, record and decrypt them."""
         return [
-            iam.PolicyStatement(sid="SessionChannels", actions=list(_CHANNELS), resources=["*"]),
+            iam.PolicyStatement(sid="SessionChannels", actions=list(AGENT_CHANNELS), resources=["*"]),
             iam.PolicyStatement(
                 sid="ReportAgent", actions=["ssm:UpdateInstanceInformation"], resources=[self._instances]
             ),
@@ -192,7 +184,7 @@ class SessionAccess(Construct):
                 actions=("ssm:UpdateInstanceInformation",),
                 resources=(self._instances,),
             ),
-            ServiceAccess(name="SsmMessages", service=services.SSM_MESSAGES, actions=_CHANNELS, resources=("*",)),
+            ServiceAccess(name="SsmMessages", service=services.SSM_MESSAGES, actions=AGENT_CHANNELS, resources=("*",)),
         )
 
     def statements_of(self, service: str) -> tuple[iam.PolicyStatement, ...]:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.boot.script import AWS, INSTANCE_ID, Boot, boot
-from tests.kit.support import ROOT
+from tests.kit.support import ROOT, synthesize
 
 from holdfast.packing import pack_wheels, read_tree, write_zip
 from holdfast.training.user_data import node_user_data
@@ -338,3 +339,40 @@ def test_a_repository_that_amazon_linux_does_not_reach_is_named(node: Node, tmp_
         "packages",
         f"dnf cannot install python3.11 stunnel nftables amazon-efs-utils e2fsprogs libgomp libquadmath: {said}",
     )
+
+
+@pytest.fixture(scope="module")
+def bake(node: Node, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script that Image Builder runs, as the synthesized component holds it, for this module's objects."""
+    deployment = synthesize(tmp_path_factory.mktemp("images"), {"images": {"pipeline": True}})
+    component = deployment.properties("AWS::ImageBuilder::Component", "Images")["NodesComponent"]
+    (step,) = json.loads(component["Data"])["phases"][0]["steps"]
+    (script,) = step["inputs"]["commands"]
+    fetches = re.findall(r"^fetch '([^']+)' '([^']+)' '([0-9a-f]{64})' \"\$disk/(\w+)\.zip\"$", script, re.MULTILINE)
+    assert [name for *_, name in fetches] == ["bundle", "wheels"]
+    for (bucket, key, _, name), digest in zip(fetches, node.digests, strict=True):
+        ours = f"fetch 'assets' '{name}.zip' '{digest}' "
+        script = re.sub(rf"^fetch '{re.escape(bucket)}' '{re.escape(key)}' '\w+' ", ours, script, flags=re.MULTILINE)
+    return str(script)
+
+
+def test_what_image_builder_bakes_is_what_a_node_then_skips(node: Node, tmp_path: Path, bake: str) -> None:
+    done = boot(
+        tmp_path,
+        f"(\n{bake}\n)\nls /opt/holdfast /etc/holdfast /var/tmp\n",
+        objects={"bundle.zip": node.bundle, "wheels.zip": node.wheels},
+        commands={"aws": AWS},
+    )
+    assert done.status != 0, "there is no /etc/holdfast: an image holds nothing of a node"
+    assert "/opt/holdfast:\nvenv\n" in done.output
+    assert "holdfast-bake" not in done.output
+    assert "cause: " not in done.output
+
+
+@pytest.mark.parametrize("name", ["bundle", "wheels"])
+def test_what_image_builder_would_bake_is_checked_first(node: Node, tmp_path: Path, bake: str, name: str) -> None:
+    objects: dict[str, bytes | Path] = {"bundle.zip": node.bundle, "wheels.zip": node.wheels, f"{name}.zip": b"other"}
+    done = boot(tmp_path, bake, objects=objects, commands={"aws": AWS})
+    digest = node.digests[("bundle", "wheels").index(name)]
+    assert done.status == 1
+    assert f"cause: s3://assets/{name}.zip must have the SHA-256 {digest}; deploy again" in done.output

@@ -80,6 +80,7 @@ KEY_POLICIES: dict[str, list[Statement]] = {
                 "ArnLike": {
                     "kms:EncryptionContext:aws:logs:arn": [
                         f"{LOG_GROUP}/holdfast/dev/*",
+                        f"{LOG_GROUP}/aws/imagebuilder/dev/*",
                         f"{LOG_GROUP}/aws/vendedlogs/states/dev-jobs",
                     ]
                 }

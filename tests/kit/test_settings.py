@@ -53,7 +53,7 @@ REFUSALS = {
     ),
     "unknown table": (
         {"sheduler.max": "1"},
-        "[sheduler] is unknown, allowed: checkpoints, cluster, identity, limits, network, ports, predictor, "
+        "[sheduler] is unknown, allowed: checkpoints, cluster, identity, images, limits, network, ports, predictor, "
         "scheduler, servers, workers (did you mean scheduler?); remove it or correct its name",
     ),
     "missing key": (

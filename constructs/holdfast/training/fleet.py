@@ -23,6 +23,7 @@ LINUX_IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x8
 GPU_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id"
 _VOLUME_GIB = 30
 _GPU_VOLUME_GIB = 150  # the GPU image alone needs 75
+ROOT_DEVICE = "/dev/xvda"
 #: The most of a gp3 volume (EBS user guide, "General Purpose SSD volumes").
 _MAX_VOLUME_GIB = 16384
 #: The name of the scratch volume; Amazon Linux 2023 links it to the NVMe device that it becomes (EC2 user guide,
@@ -30,15 +31,25 @@ _MAX_VOLUME_GIB = 16384
 SCRATCH_DEVICE = "/dev/sdb"
 
 
+def base_image(*, gpu: bool) -> str:
+    """Return the SSM parameter of the image that nodes with or without a GPU start from."""
+    return GPU_IMAGE if gpu else LINUX_IMAGE
+
+
+def root_volume_gib(*, gpu: bool) -> int:
+    """Return how large a node's root volume is unless its fleet says otherwise, in GiB."""
+    return _GPU_VOLUME_GIB if gpu else _VOLUME_GIB
+
+
 @dataclass(frozen=True, kw_only=True)
 class FleetProps:
     """What one role's instances are.
 
     `max_count` is the most that one job may have. `machine_image` defaults to Amazon Linux 2023, with NVIDIA's
-    driver if `gpu`; `volume_gib` to 30 GiB, or 150 GiB if `gpu`. `scratch_gib` is the size of a blank volume for the
-    trainer's work directory; default: 0, and the directory is on the root volume. With `dedicated`, instances run on
-    hardware that no other account's instances share; default: they do not ask for it. With `gpu` they install MXNet's
-    CUDA build instead of the one for CPUs.
+    driver if `gpu`; `golden_image` names one that has installed already. `volume_gib` defaults to 30 GiB, or 150 GiB
+    if `gpu`. `scratch_gib` is the size of a blank volume for the trainer's work directory; default: 0, and the
+    directory is on the root volume. With `dedicated`, instances run on hardware that no other account's instances
+    share; default: they do not ask for it. With `gpu` they install MXNet's CUDA build instead of the one for CPUs.
     """
 
     instance_type: str
@@ -71,9 +82,7 @@ class FleetProps:
         """The image that instances boot."""
         if self.machine_image is not None:
             return self.machine_image
-        return ec2.MachineImage.from_ssm_parameter(
-            GPU_IMAGE if self.gpu else LINUX_IMAGE, os=ec2.OperatingSystemType.LINUX
-        )
+        return ec2.MachineImage.from_ssm_parameter(base_image(gpu=self.gpu), os=ec2.OperatingSystemType.LINUX)
 
 
 class NodeFleet(Construct):
@@ -130,7 +139,6 @@ class NodeFleet(Construct):
             statements=list(statements),
         )
         self.instance_profile = iam.InstanceProfile(self, "Profile", role=self.role)
-        gpu_default = _GPU_VOLUME_GIB if props.gpu else _VOLUME_GIB
         self.launch_template = ec2.LaunchTemplate(
             self,
             "Template",
@@ -149,7 +157,7 @@ class NodeFleet(Construct):
             ebs_optimized=True,
             instance_initiated_shutdown_behavior=ec2.InstanceInitiatedShutdownBehavior.TERMINATE,
             block_devices=[
-                _volume("/dev/xvda", props.volume_gib or gpu_default, encryption_key),
+                _volume(ROOT_DEVICE, props.volume_gib or root_volume_gib(gpu=props.gpu), encryption_key),
                 *([_volume(SCRATCH_DEVICE, props.scratch_gib, encryption_key)] if props.scratch_gib else []),
             ],
         )
