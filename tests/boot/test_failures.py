@@ -140,8 +140,6 @@ def instances(booted: Booted) -> Iterator[dict[str, str]]:
             # The next one's address is free among those of the hosts that are known.
             until(lambda instance_id=started[case]: booted.host(instance_id), f"{case} is a host")
         yield started
-    # Each ends itself a minute after its failure.
-    until(lambda: not any(booted.host(instance_id) for instance_id in started.values()), "all are off")
 
 
 def stored(booted: Booted, role: Role, instance_id: str) -> dict[str, Any] | None:
