@@ -59,8 +59,10 @@ test: setup lint ## Run every check and test
 gpu-test: setup .venv-gpu/.ready ## Test the guard on MXNet's CUDA build, which needs no GPU (2 GB, minutes)
 	@HOLDFAST_TEST_ENVIRONMENT=.venv-gpu .venv/bin/python -m pytest tests/node/engine
 
-boot-test: setup ## Boot the templates' nodes, train, reboot one, and show what is refused (needs root; minutes)
+boot-test: setup ## Boot the templates' nodes, train, reboot one, show what fails, write docs/evidence/ (root; ~30 min)
 	@CI=true .venv/bin/python -m pytest tests/boot
+	@for evidence in tests.node.units.scores tests.boot.reach tests.boot tests.boundary; do \
+	  .venv/bin/python -m $$evidence; done
 
 attacks: setup ## Attack vanilla MXNet and Holdfast, and compare (needs root; minutes)
 	@.venv/bin/python -m tests.attacks

@@ -50,8 +50,9 @@ def main() -> None:
             prepare(node)
             on_worker = probe(node, "trainer")
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(columns(on_server, on_worker)))
-    print(f"wrote {PAGE}")
+    text = page(columns(on_server, on_worker))
+    PAGE.write_text(text)
+    print(text, f"wrote {PAGE}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -123,5 +123,6 @@ def _analyze(root: Path, unit: str, *options: str) -> "subprocess.CompletedProce
 
 if __name__ == "__main__":
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(scores(), systemd_version()))
-    print(f"wrote {PAGE}")
+    text = page(scores(), systemd_version())
+    PAGE.write_text(text)
+    print(text, f"wrote {PAGE}", sep="\n")
