@@ -128,6 +128,7 @@ def test_what_a_service_leaves_of_its_process_group_is_killed(host: Host) -> Non
     host.order("exit 0")
     host.request("trainer")
     until(host.record("trainer"), "the trainer has ended")
+    until(lambda: host.service("trainer") == "exited 0", "and the machine says so")
     child = host.run("cat", f"{PATHS.checkpoints}/child")
     until(lambda: not host.alive(child), "the trainer's child is gone")
 
