@@ -6,10 +6,10 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup tools demo test boot-test gpu-test attacks boundary bench lint lock clean
+.PHONY: help setup tools demo test boot-test gpu-test attacks boundary permissions bench lint lock clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: tools .venv/.ready .venv-node/.ready .venv-aws/.ready node_modules/.ready ## Install everything into this directory
 
@@ -69,6 +69,9 @@ attacks: setup ## Attack vanilla MXNet and Holdfast, and compare (needs root; mi
 
 boundary: setup ## Take each security-group rule away and scan every port; write docs/evidence/ (needs root; minutes)
 	@.venv/bin/python -m tests.boundary
+
+permissions: setup ## Show that each permission is used, and write docs/evidence/permissions.md (needs root; minutes)
+	@CI=true .venv/bin/python -m tests.permissions
 
 bench: setup ## Measure what the wire costs, against vanilla MXNet (minutes, root)
 	@PYTHONPATH=. .venv/bin/python -m benchmarks.wire $(BENCH)

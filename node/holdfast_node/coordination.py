@@ -33,6 +33,8 @@ from holdfast_node.contract.statuses import EXIT_LOST, EXIT_REFUSED, restartable
 #: How long the scheduler waits for every node to enrol and register, at first and for a generation after a failure.
 #: An instance that its group replaces needs minutes.
 GATHER_SECONDS = 600
+#: What follows when nodes are missing and none has said why: without credentials, a node can tell nobody else.
+UNTOLD = "; what `holdfast nodes` does not show says why on its console (aws ec2 get-console-output)"
 #: How long a node that is alive may take to stop before its seat goes to another that is ready. Its agent needs 10 s
 #: at most, and a node that is in no generation is refused by every tunnel of it.
 STOP_SECONDS = 30
@@ -214,7 +216,7 @@ class Coordination:
             self._end(f"{self._causes[0]}; then {missed[0]}" if self._causes else missed[0])
         elif now > self._gather_until:
             words = ", ".join(f"{count} {role}" for role, count in lacking.items())
-            late = f"nodes did not register within {GATHER_SECONDS:g} s: {words}{self._at_one_address(alive)}"
+            late = f"nodes did not register within {GATHER_SECONDS:g} s: {words}{self._at_one_address(alive) or UNTOLD}"
             self._end(f"{self._causes[0]}; then {late}" if self._causes else late)
 
     def _start(self, alive: Collection[str]) -> None:

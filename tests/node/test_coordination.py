@@ -10,7 +10,15 @@ from tests.node.support import JOB
 from holdfast_node.contract.documents import ENDED, RUNNING, STOPPED, NodeResult, Registration, Rendezvous
 from holdfast_node.contract.roles import Role
 from holdfast_node.contract.statuses import EXIT_LOST, EXIT_PORT, EXIT_REFUSED
-from holdfast_node.coordination import DRAIN_SECONDS, GATHER_SECONDS, MAX_CAUSE, STOP_SECONDS, Coordination, Outcome
+from holdfast_node.coordination import (
+    DRAIN_SECONDS,
+    GATHER_SECONDS,
+    MAX_CAUSE,
+    STOP_SECONDS,
+    UNTOLD,
+    Coordination,
+    Outcome,
+)
 
 SCHEDULER, SERVER, FIRST, SECOND = "i-00000001", "i-00000002", "i-00000003", "i-00000004"
 SPARE = "i-00000000"  # its id comes before every other's, and still it takes nobody's seat
@@ -279,7 +287,7 @@ def test_nodes_that_never_register_fail_the_job_by_role() -> None:
     job.alive -= {FIRST, SERVER}
     job.after()
     job.after(GATHER_SECONDS + 1)
-    assert job.cause == f"nodes did not register within {GATHER_SECONDS} s: 1 server, 1 worker"
+    assert job.cause == f"nodes did not register within {GATHER_SECONDS} s: 1 server, 1 worker{UNTOLD}"
 
 
 def test_a_lost_node_that_nobody_replaces_fails_the_job_with_its_cause() -> None:
@@ -290,7 +298,8 @@ def test_a_lost_node_that_nobody_replaces_fails_the_job_with_its_cause() -> None
     job.acknowledge([SCHEDULER, SERVER, FIRST])
     job.after(GATHER_SECONDS + 1)
     assert job.cause == (
-        f"worker 1 (i-00000004): not heard of for 12 s; then nodes did not register within {GATHER_SECONDS} s: 1 worker"
+        "worker 1 (i-00000004): not heard of for 12 s; "
+        f"then nodes did not register within {GATHER_SECONDS} s: 1 worker{UNTOLD}"
     )
 
 

@@ -1,5 +1,8 @@
 """The names by which AWS's services are called in a region, which the embedded AWS answers for."""
 
+#: Names the file that decisions on permissions are recorded in, for proofs of least privilege; unset, none are.
+RECORD_VARIABLE = "HOLDFAST_RECORD_CALLS"
+
 #: Where S3's oldest name stands for the region too, and SDKs still use it (Amazon S3 User Guide, "Legacy endpoints").
 _GLOBAL_S3_REGION = "us-east-1"
 

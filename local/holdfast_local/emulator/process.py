@@ -16,7 +16,7 @@ from pathlib import Path
 
 from holdfast_local.emulator.certificates import make_certificates, write_private
 from holdfast_local.emulator.errors import EmulatorError, last_lines
-from holdfast_local.emulator.names import certified_names
+from holdfast_local.emulator.names import RECORD_VARIABLE, certified_names
 from holdfast_local.mark import own_mark
 
 ADDRESS = "127.0.0.1"
@@ -179,6 +179,7 @@ class Emulator:
             "IOT_MTLS_ENABLED": "0",
             "SFTP_ENABLED": "0",
             "LOG_LEVEL": "INFO",
+            **{name: os.environ[name] for name in (RECORD_VARIABLE,) if name in os.environ},
         }
 
     def _await_answer(self) -> None:

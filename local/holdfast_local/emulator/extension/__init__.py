@@ -21,6 +21,7 @@ from holdfast_local.emulator.extension import (
     object_keys,
     own_names,
     parameters,
+    recorder,
     root,
     tasks,
 )
@@ -30,6 +31,7 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: In this order, because some wrap what an earlier one put in place.
 _SUBJECTS = (
+    recorder,
     root,
     own_names,
     conditions,

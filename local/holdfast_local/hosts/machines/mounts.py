@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from holdfast_local.emulator.names import RECORD_VARIABLE
 from holdfast_local.hosts.machines.permission import Policy, allowed
 
 MOUNT = "elasticfilesystem:ClientMount"
@@ -67,6 +68,7 @@ class FileSystems:
                 context=context,
             ):
                 raise MountRefusedError(f"{role} may not {action} through {access_point} of {file_system}")
+            _record(role, action, system["FileSystemArn"], context)
         user, root = point.get("PosixUser"), point["RootDirectory"]
         if not user:
             raise MountRefusedError(f"{access_point} pins no user id; it must, or a node's root could write as anybody")
@@ -102,6 +104,15 @@ class FileSystems:
         for name in self._iam.list_role_policies(RoleName=role)["PolicyNames"]:
             found.append(self._iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"])
         return [json.loads(unquote(policy)) if isinstance(policy, str) else policy for policy in found]
+
+
+def _record(role: str, action: str, resource: str, context: dict[str, str]) -> None:
+    """Note a permission that was needed, as the embedded AWS does for its own (emulator/extension/recorder.py)."""
+    if path := os.environ.get(RECORD_VARIABLE):
+        name = role.rpartition("/")[2]
+        line = {"principal": f"arn:aws:sts::0:assumed-role/{name}/mount", "action": action, "resource": resource}
+        with Path(path).open("a") as record:
+            record.write(json.dumps({**line, "keys": sorted(context), "decision": "Allow", "sid": ""}) + "\n")
 
 
 class MountTarget:
