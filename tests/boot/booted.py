@@ -13,7 +13,7 @@ from tests.local.hosts import lab
 
 from holdfast_local import session
 from holdfast_local.hosts import exec_in_host
-from holdfast_node.contract.layout import User
+from holdfast_node.contract.layout import JobsBucket, User
 from holdfast_node.contract.roles import NodeRole
 
 CLUSTER = "local"
@@ -140,6 +140,18 @@ class Booted:
             if log.is_file():
                 return [json.loads(line) for line in log.read_text().splitlines()]
         return []
+
+    def stored(self, role: NodeRole, instance_id: str) -> dict[str, Any] | None:
+        """Return the record of its boot that an instance has stored; None if it has not."""
+        formation, s3 = self.client("cloudformation"), self.client("s3")
+        (stack,) = formation.describe_stacks(StackName=f"Holdfast-{CLUSTER}-Training")["Stacks"]
+        bucket = next(output["OutputValue"] for output in stack["Outputs"] if output["OutputKey"] == "JobsBucket")
+        try:
+            answer = s3.get_object(Bucket=bucket, Key=JobsBucket.boot(role, instance_id))
+        except s3.exceptions.NoSuchKey:
+            return None
+        found: dict[str, Any] = json.loads(answer["Body"].read())
+        return found
 
     def console(self, instance_id: str) -> str:
         """Return the end of what a machine's screen has shown."""

@@ -16,7 +16,6 @@ import pytest
 from tests.boot.booted import Booted, until
 
 from holdfast_node.contract.documents import BootRecord
-from holdfast_node.contract.layout import JobsBucket
 from holdfast_node.contract.roles import DEFAULT_PORTS, Role
 
 pytestmark = pytest.mark.e2e
@@ -142,22 +141,6 @@ def instances(booted: Booted) -> Iterator[dict[str, str]]:
         yield started
 
 
-def stored(booted: Booted, role: Role, instance_id: str) -> dict[str, Any] | None:
-    s3 = booted.client("s3")
-    outputs = {
-        output["OutputKey"]: output["OutputValue"]
-        for output in booted.client("cloudformation").describe_stacks(StackName="Holdfast-local-Training")["Stacks"][0][
-            "Outputs"
-        ]
-    }
-    try:
-        answer = s3.get_object(Bucket=outputs["JobsBucket"], Key=JobsBucket.boot(role, instance_id))
-    except s3.exceptions.NoSuchKey:
-        return None
-    found: dict[str, Any] = json.loads(answer["Body"].read())
-    return found
-
-
 @pytest.mark.parametrize("case", FAILURES)
 def test_an_instance_that_cannot_boot_says_why(booted: Booted, instances: dict[str, str], case: str) -> None:
     failure, instance_id = FAILURES[case], instances[case]
@@ -176,15 +159,19 @@ def test_an_instance_that_cannot_boot_says_why(booted: Booted, instances: dict[s
     line = f"holdfast: boot: {last['phase']} {last['status']}: {last['cause'][:60]}"
     until(lambda: line in booted.console(instance_id), f"{line!r} on the console", 10)
     if not failure.told:
-        assert stored(booted, failure.role, instance_id) is None, "it had no credentials to store it with"
+        assert booted.stored(failure.role, instance_id) is None, "it had no credentials to store it with"
         return
-    record = until(lambda: stored(booted, failure.role, instance_id), f"{case} is stored", 120)
+    record = until(lambda: booted.stored(failure.role, instance_id), f"{case} is stored", 120)
     said = BootRecord.parse(json.dumps(record)).failure
     assert said == f"{failure.role} ({instance_id}) did not boot: {last['phase']}: {last['cause']}; {last['remedy']}"
 
 
 def test_an_instance_that_cannot_boot_ends_itself(booted: Booted, instances: dict[str, str]) -> None:
-    until(lambda: not booted.host(instances["wrong digest"]), "it is off", 180)
+    ended = instances["wrong digest"]
+    until(lambda: not booted.host(ended), "it is off", 180)
+    # It powered itself off, and its template makes that its end.
+    found = booted.client("ec2").describe_instances(InstanceIds=[ended])["Reservations"][0]["Instances"][0]
+    assert found["State"]["Name"] in ("shutting-down", "terminated")
 
 
 def test_a_job_fails_with_the_cause_of_the_node_that_did_not_boot(booted: Booted) -> None:

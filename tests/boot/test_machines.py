@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 from tests.boot.booted import Booted, until
+from tests.e2e.support import deploy_predictor
 
 from holdfast_node.contract.layout import UIDS, User
-from holdfast_node.contract.roles import Role
+from holdfast_node.contract.roles import Role, Serving
 
 pytestmark = pytest.mark.e2e
 
@@ -26,12 +27,17 @@ def server(booted: Booted) -> Iterator[str]:
     booted.scale(Role.SERVER, 0)
 
 
-def test_nodes_boot_from_their_templates_and_train(booted: Booted) -> None:
+@pytest.fixture(scope="module")
+def trained(booted: Booted) -> str:
+    """The job that trained on hosts that booted for it."""
     submit = ("submit", "examples/digits", "--entry", "train.py", "--workers", "2", "--servers", "2", "--wait")
     done = booted.holdfast("--output", "json", *submit)
     assert done.status == 0, done.errors
-    job = done.json["job_id"]
-    status = booted.holdfast("--output", "json", "status", job).json
+    return str(done.json["job_id"])
+
+
+def test_nodes_boot_from_their_templates_and_train(booted: Booted, trained: str) -> None:
+    status = booted.holdfast("--output", "json", "status", trained).json
     assert [node["status"] for node in status["nodes"]] == [0] * 5, status
 
 
@@ -114,12 +120,16 @@ def test_a_role_that_may_not_mount_is_denied(booted: Booted, server: str) -> Non
     booted.run(server, "systemd-run", "--quiet", "--wait", "--pipe", "umount", "/mnt/other")
 
 
-def test_an_instance_that_no_group_launched_says_why_and_goes(booted: Booted) -> None:
-    stray = booted.launch(Role.WORKER)
-    cause = booted.await_phase(stray, "failed")["cause"]
-    assert cause.startswith("enrol: agent: ") and "must be in Auto Scaling group local-worker, it is in none" in cause
-    assert booted.boot_records(stray)[-1]["status"] == "failed"
-    # It powers itself off a minute later, and its template makes that its end.
-    until(lambda: not booted.host(stray), "the instance has ended by itself")
-    state = booted.client("ec2").describe_instances(InstanceIds=[stray])["Reservations"][0]["Instances"][0]["State"]
-    assert state["Name"] in ("shutting-down", "terminated")
+def test_a_predictor_boots_from_its_template_and_serves(booted: Booted, trained: str) -> None:
+    deploy_predictor(booted.state, trained)
+    (instance_id,) = booted.scale(Serving.PREDICTOR, 1)
+    try:
+        booted.await_phase(instance_id)
+        log = "/var/log/holdfast/agent.log"
+        until(lambda: "serving predictions" in booted.run(instance_id, "cat", log), "it serves")
+        stored = until(lambda: booted.stored(Serving.PREDICTOR, instance_id), "its boot's record is stored")
+        assert [phase["phase"] for phase in stored["phases"]][-3:] == list(STARTING)
+        assert {phase["status"] for phase in stored["phases"]} == {"ok"}
+        assert CHECKPOINTS not in booted.run(instance_id, "cat", "/proc/mounts"), "it has no part in checkpoints"
+    finally:
+        booted.scale(Serving.PREDICTOR, 0)

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import boto3
 import pytest
 
+from holdfast_local import session
+from holdfast_local.emulator.deploy import bootstrap_and_deploy
 from holdfast_local.hosts import IsolationError, detect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,3 +75,14 @@ def client_of(environment: dict[str, str], service: str) -> Any:
         aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
     )
+
+
+def deploy_predictor(state: Path, job_id: str) -> None:
+    """Deploy to a local cluster again, with up to two predictors of the model that a job has published."""
+    settings = ROOT / "settings/e2e-predictor.toml"
+    section = f'[predictor]\njob = "{job_id}"\nmax = 2\n'
+    settings.write_text((ROOT / "settings/local.toml").read_text() + "\n" + section)
+    try:
+        bootstrap_and_deploy(ROOT, session.environment(state), settings.stem, state / "outputs.json", lambda line: None)
+    finally:
+        settings.unlink()

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.support import ROOT, Holdfast, client_of, skip
+from tests.e2e.support import ROOT, Holdfast, client_of, deploy_predictor, skip
 
 from holdfast_local import session
-from holdfast_local.emulator.deploy import bootstrap_and_deploy
 from holdfast_local.hosts import exec_in_host
 from holdfast_node.contract.layout import UIDS, User
 from holdfast_node.contract.roles import DEFAULT_PORTS, Role
@@ -227,15 +226,8 @@ print(json.dumps({"rows": rows.tolist(), "labels": labels}))
 @pytest.fixture
 def predictors(trained: str, state: Path) -> Iterator[list[dict[str, Any]]]:
     """Two predictors of the trained model, deployed from settings that name it; their group is at zero afterwards."""
-    settings = ROOT / "settings/e2e-predictor.toml"
-    section = f'[predictor]\njob = "{trained}"\nmax = 2\n'
-    settings.write_text((ROOT / "settings/local.toml").read_text() + "\n" + section)
-    environment = session.environment(state)
-    try:
-        bootstrap_and_deploy(ROOT, environment, settings.stem, state / "outputs.json", lambda line: None)
-    finally:
-        settings.unlink()
-    scaling = client_of(environment, "autoscaling")
+    deploy_predictor(state, trained)
+    scaling = client_of(session.environment(state), "autoscaling")
     scaling.set_desired_capacity(AutoScalingGroupName="local-predictor", DesiredCapacity=2)
     try:
         yield await_serving(state)

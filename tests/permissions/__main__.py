@@ -15,7 +15,12 @@ from tests.permissions import granted, report
 
 from holdfast_local.emulator.names import RECORD_VARIABLE
 
-LIFE = ("tests/e2e/test_jobs.py", "tests/e2e/test_failure.py", "tests/boot/test_machines.py")
+LIFE = (
+    "tests/e2e/test_jobs.py",
+    "tests/e2e/test_failure.py",
+    "tests/boot/test_machines.py",
+    "tests/kit/test_deployed.py",
+)
 SERVING = {"predictor": {"job": "digits-20260102-030405-ab12"}}
 
 

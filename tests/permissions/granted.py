@@ -12,6 +12,8 @@ from tests.kit.support import Deployment, as_list
 
 from holdfast_node.contract.roles import Role, Serving
 
+#: In place of a statement's name, in the record of mounts.
+MOUNT = "mount"
 NODES = tuple(str(role) for role in (*Role, Serving.PREDICTOR))
 
 
@@ -76,14 +78,14 @@ def uses(grants: Iterable[Grant], calls: Iterable[Call]) -> dict[Grant, list[Cal
     for call in calls:
         for grant in found:
             # A mount is decided elsewhere, where statements have no names.
-            same = grant.role == call.role and call.statement in (grant.statement, "")
+            same = grant.role == call.role and call.statement in (grant.statement, MOUNT)
             if call.allowed and same and fnmatch.fnmatchcase(call.action.lower(), grant.action.lower()):
                 found[grant].append(call)
     return found
 
 
 def refused(calls: Iterable[Call]) -> Counter[tuple[str, str]]:
-    """Return how often a role's own policies did not allow an action; a resource's policy may have allowed it still."""
+    """Return how often an action was refused to a role."""
     return Counter((call.role, call.action) for call in calls if not call.allowed)
 
 

@@ -135,15 +135,14 @@ class GoldenImage(Construct):
         self.security_group = closed_security_group(
             self, "SecurityGroup", vpc=network.vpc, description=f"Holdfast {foundation.cluster_name}: baking {name}"
         )
-        for rule, target in {"ToEndpoints": network.endpoint_security_group}.items():
-            allow_between(
-                self,
-                rule,
-                source=self.security_group,
-                target=target,
-                port=HTTPS,
-                description="baking instances to interface endpoints",
-            )
+        allow_between(
+            self,
+            "ToEndpoints",
+            source=self.security_group,
+            target=network.endpoint_security_group,
+            port=HTTPS,
+            description="baking instances to interface endpoints",
+        )
         allow_s3(
             self,
             "ToS3",
@@ -160,18 +159,8 @@ class GoldenImage(Construct):
             description=f"Holdfast {foundation.cluster_name}: packages and Python environment of nodes",
             data=document,
         )
-        self.logs = {
-            subject: logs.LogGroup(
-                self,
-                construct,
-                log_group_name=foundation.names.image_log_group(subject),
-                encryption_key=foundation.keys.data,
-                retention=foundation.log_retention,
-                removal_policy=RemovalPolicy.DESTROY,
-            )
-            for construct, subject in (("BuildLog", self.variant), ("PipelineLog", f"{self.variant}-pipeline"))
-        }
-        build_log, pipeline_log = self.logs.values()
+        build_log = self._log("BuildLog", self.variant, foundation)
+        pipeline_log = self._log("PipelineLog", f"{self.variant}-pipeline", foundation)
         self.recipe = self._recipe(f"{name}-{digest}", foundation, gpu=gpu)
         self.pipeline = imagebuilder.CfnImagePipeline(
             self,
@@ -192,6 +181,17 @@ class GoldenImage(Construct):
                 image_log_group_name=build_log.log_group_name, pipeline_log_group_name=pipeline_log.log_group_name
             ),
             status="ENABLED",
+        )
+
+    def _log(self, construct_id: str, subject: str, foundation: ClusterFoundation) -> logs.LogGroup:
+        """Return a log group that goes with the pipeline: the next one's has its name."""
+        return logs.LogGroup(
+            self,
+            construct_id,
+            log_group_name=foundation.names.image_log_group(subject),
+            encryption_key=foundation.keys.data,
+            retention=foundation.log_retention,
+            removal_policy=RemovalPolicy.DESTROY,
         )
 
     def _recipe(self, name: str, foundation: ClusterFoundation, *, gpu: bool) -> imagebuilder.CfnImageRecipe:

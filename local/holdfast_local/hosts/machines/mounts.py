@@ -112,7 +112,7 @@ def _record(role: str, action: str, resource: str, context: dict[str, str]) -> N
         name = role.rpartition("/")[2]
         line = {"principal": f"arn:aws:sts::0:assumed-role/{name}/mount", "action": action, "resource": resource}
         with Path(path).open("a") as record:
-            record.write(json.dumps({**line, "keys": sorted(context), "decision": "Allow", "sid": ""}) + "\n")
+            record.write(json.dumps({**line, "keys": sorted(context), "decision": "Allow", "sid": "mount"}) + "\n")
 
 
 class MountTarget:
