@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup tools demo test boot-test gpu-test attacks boundary permissions bench lint lock clean
+.PHONY: help setup tools demo test boot-test gpu-test attacks boundary permissions mutants bench lint lock clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ boundary: setup ## Take each security-group rule away and scan every port; write
 
 permissions: setup ## Show that each permission is used, and write docs/evidence/permissions.md (needs root; minutes)
 	@CI=true .venv/bin/python -m tests.permissions
+
+mutants: .venv/.ready ## Weaken the templates one property at a time; see which gates notice (minutes)
+	@.venv/bin/python -m tests.mutants
 
 bench: setup ## Measure what the wire costs, against vanilla MXNet (minutes, root)
 	@PYTHONPATH=. .venv/bin/python -m benchmarks.wire $(BENCH)
