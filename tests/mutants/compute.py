@@ -1,6 +1,6 @@
 """Mutants of what runs: instances, images, functions, state machines, sessions."""
 
-from tests.mutants.edits import Edit, Mutant, Ref, drop, give, like, new, put, replace
+from tests.mutants.edits import Edit, Mutant, Ref, add, drop, give, like, new, put, replace
 
 _WORKER = ("ClusterWorkerTemplate", "LaunchTemplateData")
 _SERVER = ("ClusterServerTemplate", "LaunchTemplateData")
@@ -34,6 +34,11 @@ MUTANTS = (
         "workers' credentials reach a hop further",
         put(*_WORKER, "MetadataOptions", "HttpPutResponseHopLimit", to=2),
     ),
+    _training(
+        "metadata-tags",
+        "workers' tags are in the metadata",
+        put(*_WORKER, "MetadataOptions", "InstanceMetadataTags", to="enabled"),
+    ),
     _training("imds-default", "workers have the account's default", drop(*_WORKER, "MetadataOptions")),
     _training("public-address", "workers get public addresses", put(*_CARD, "AssociatePublicIpAddress", to=True)),
     _training("key-pair", "workers have an SSH key pair", give(*_WORKER, "KeyName", to="admin")),
@@ -41,6 +46,11 @@ MUTANTS = (
     _training("volume-aws-key", "servers' scratch volume has AWS's key", drop(*_SCRATCH, "KmsKeyId")),
     _training("image-volumes", "workers have the image's own volumes", drop(*_WORKER, "BlockDeviceMappings")),
     _training("kept-volume", "servers' scratch volume outlives them", put(*_SCRATCH, "DeleteOnTermination", to=False)),
+    _training(
+        "stopped-instance",
+        "workers that shut down stay, with their volumes",
+        put(*_WORKER, "InstanceInitiatedShutdownBehavior", to="stop"),
+    ),
     _training("unknown-image", "workers boot somebody's image", put(*_WORKER, "ImageId", to="ami-0123456789abcdef0")),
     _training(
         "other-profile",
@@ -56,6 +66,11 @@ MUTANTS = (
         "other-role",
         "workers' profile has servers' role",
         put("ClusterWorkerProfile", "Roles", 0, to=Ref("ClusterServerRole")),
+    ),
+    _training(
+        "other-template",
+        "the workers' group starts servers",
+        put("ClusterWorkerGroupASG", "LaunchTemplate", "LaunchTemplateId", to=Ref("ClusterServerTemplate")),
     ),
     _training("runs-at-rest", "a worker runs at rest", put("ClusterWorkerGroupASG", "MinSize", to="1")),
     _training(
@@ -77,6 +92,21 @@ MUTANTS = (
         give(*_VARIABLES, "HOLDFAST_KEY", to="-----BEGIN PRIVATE KEY-----"),
     ),
     _foundation("function-aws-key", "a function's environment has AWS's key", drop(_FUNCTION, "KmsKeyArn")),
+    _foundation(
+        "function-log-aws-key",
+        "enrolment logs to a group of Lambda's making",
+        drop(_FUNCTION, "LoggingConfig", "LogGroup"),
+    ),
+    _foundation(
+        "function-foreign-code",
+        "enrolment's code is somebody's",
+        put(_FUNCTION, "Code", "S3Bucket", to="somebody-elses"),
+    ),
+    _foundation(
+        "function-layer",
+        "enrolment loads somebody's layer",
+        give(_FUNCTION, "Layers", to=["arn:aws:lambda:us-east-1:111122223333:layer:other:1"]),
+    ),
     _foundation(
         "enrols-another-role",
         "enrolment takes an administrator for a worker",
@@ -109,6 +139,14 @@ MUTANTS = (
         put(_MACHINE, "LoggingConfiguration", "IncludeExecutionData", to=True),
     ),
     _training(
+        "machine-logs-elsewhere",
+        "executions are logged elsewhere",
+        put(
+            *(_MACHINE, "LoggingConfiguration", "Destinations", 0, "CloudWatchLogsLogGroup", "LogGroupArn"),
+            to={"Fn::Sub": "arn:aws:logs:us-east-1:${AWS::AccountId}:log-group:other:*"},
+        ),
+    ),
+    _training(
         "machine-unlogged", "executions are not logged", put(_MACHINE, "LoggingConfiguration", "Level", to="OFF")
     ),
     _foundation(
@@ -118,6 +156,20 @@ MUTANTS = (
         "session-unrecorded", "no session is recorded", put(*_SESSION, "cloudWatchLogGroupName", to=""), of="full"
     ),
     _foundation("session-unencrypted", "sessions have TLS alone", put(*_SESSION, "kmsKeyId", to=""), of="full"),
+    _training(
+        "event-to-stranger",
+        "another account hears of failed jobs",
+        add(
+            "ClusterJobsAbort",
+            "Targets",
+            item={
+                "Id": "Other",
+                "Arn": "arn:aws:events:us-east-1:111122223333:event-bus/default",
+                "RoleArn": like("ClusterJobsAbort", "Targets", 0, "RoleArn"),
+            },
+        ),
+    ),
+    _foundation("session-endless", "a session does not end", drop(*_SESSION, "maxSessionDuration"), of="full"),
     _images(
         "imdsv1-while-baking",
         "baking instances answer without a token",
@@ -125,6 +177,16 @@ MUTANTS = (
     ),
     _images(
         "key-pair-while-baking", "baking instances have a key pair", give("NodesInfrastructure", "KeyPair", to="admin")
+    ),
+    _images(
+        "default-group-while-baking",
+        "baking instances are in the VPC's default group",
+        drop("NodesInfrastructure", "SecurityGroupIds"),
+    ),
+    _images(
+        "failed-bake-stays",
+        "an instance that failed to bake runs on",
+        put("NodesInfrastructure", "TerminateInstanceOnFailure", to=False),
     ),
     _images(
         "unencrypted-recipe",

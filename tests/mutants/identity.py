@@ -73,7 +73,7 @@ _POLICIES = (
     ),
     _training(
         "pass-role",
-        "workers may pass the job role on",
+        "workers may pass servers' role on",
         allow(
             _WORKER,
             "PolicyDocument",
@@ -108,6 +108,11 @@ _POLICIES = (
         "lists-everything", "workers may list the jobs bucket", drop(_WORKER, *_DOCUMENT, "ListDenials", "Condition")
     ),
     _training(
+        "lists-any-prefix",
+        "workers may list the jobs bucket from its root",
+        put(_WORKER, *_DOCUMENT, "ListDenials", "Condition", "StringEquals", "s3:prefix", to=""),
+    ),
+    _training(
         "server-signs-models",
         "servers may sign models",
         add(_SERVER, *_DOCUMENT, item=like(_WORKER, *_DOCUMENT, "SignModels")),
@@ -117,6 +122,15 @@ _POLICIES = (
     ),
     _training(
         "data-key-at-will", "workers decrypt past S3", drop(_WORKER, *_DOCUMENT, "EncryptedObjects", "Condition")
+    ),
+    _training(
+        "data-key-through-ec2",
+        "workers decrypt volumes",
+        put(
+            _WORKER,
+            *(*_DOCUMENT, "EncryptedObjects", "Condition", "StringEquals", "kms:ViaService"),
+            to="ec2.us-east-1.amazonaws.com",
+        ),
     ),
     _training(
         "mounts-everything",
@@ -132,6 +146,24 @@ _POLICIES = (
         "session-without-second-factor",
         "operators need no second factor",
         drop(*_OPERATORS, "OpenSessions", "Condition", "Bool", "aws:MultiFactorAuthPresent"),
+        of="full",
+    ),
+    _foundation(
+        "session-with-any-document",
+        "operators may name another document",
+        drop(*_OPERATORS, "OpenSessions", "Condition", "Bool", "ssm:SessionDocumentAccessCheck"),
+        of="full",
+    ),
+    _foundation(
+        "session-on-any-instance",
+        "operators may open sessions on others' instances",
+        drop(*_OPERATORS, "OpenSessions", "Condition", "StringEquals"),
+        of="full",
+    ),
+    _foundation(
+        "session-as-any-user",
+        "an operator's tag may name another user",
+        drop(*_OPERATORS, "WithThisDocument", "Condition", "Null"),
         of="full",
     ),
 )
@@ -159,6 +191,19 @@ _KEYS = (
         put(_DATA, *_KEY, "CloudWatchLogs", "Action", to="kms:*"),
     ),
     _foundation("key-for-any-log", "any log group has the data key", drop(_DATA, *_KEY, "CloudWatchLogs", "Condition")),
+    _foundation(
+        "key-for-any-logs-account",
+        "log delivery of any account has the data key",
+        drop(_DATA, *_KEY, "LogDelivery", "Condition", "StringEquals"),
+    ),
+    _foundation(
+        "key-grants",
+        "Auto Scaling may grant the data key to anybody",
+        drop(_DATA, *_KEY, "AutoScalingGrants", "Condition", "Bool"),
+    ),
+    _foundation("imported-key", "somebody has made the CA's key", give(_CA, "Origin", to="EXTERNAL")),
+    _foundation("multi-region-key", "the CA's key may be in other regions", give(_CA, "MultiRegion", to=True)),
+    _foundation("ca-other-curve", "the CA's key has another curve", put(_CA, "KeySpec", to="ECC_SECG_P256K1")),
     _foundation("ca-signs-for-anybody", "others may sign as the CA", drop(_CA, *_KEY, "DenyOtherSigners")),
     _foundation(
         "ca-signs-for-another-role",

@@ -93,7 +93,17 @@ MUTANTS = (
         "S3's endpoint leads to somebody's bucket",
         put(*_S3, "ModelObjects", "Resource", to="arn:aws:s3:::somebody-elses/*"),
     ),
+    _network(
+        "endpoint-to-stranger",
+        "an endpoint leads to somebody's service",
+        put("NetworkKms", "ServiceName", to="com.amazonaws.vpce.us-east-1.vpce-svc-0123456789abcdef0"),
+    ),
     _network("endpoint-any-account", "an endpoint serves any account", drop(*_KMS, "Nodes", "Condition")),
+    _network(
+        "endpoint-public-read",
+        "anybody's objects are read through S3's endpoint",
+        put(*_S3, "OperatingSystemPackages", "Resource", to="arn:aws:s3:::al2023-repos-somebody-elses/*"),
+    ),
     _network(
         "endpoint-public-write",
         "anybody may write through S3's endpoint",
@@ -114,6 +124,16 @@ MUTANTS = (
     ),
     _network(
         "names-of-strangers", "a stranger's name is allowed", add("NetworkAllowedNames", "Domains", item="example.com")
+    ),
+    _network(
+        "names-of-all-of-a-region",
+        "every name of AWS's in the region is allowed",
+        add("NetworkAllowedNames", "Domains", item={"Fn::Join": ["", ["*.us-east-1.", {"Ref": "AWS::URLSuffix"}]]}),
+    ),
+    _network(
+        "names-of-another-list",
+        "names on somebody's list are allowed",
+        put(*_RULES, 0, "FirewallDomainListId", to="rslvr-fdl-0123456789abcdef"),
     ),
     _network("no-flow-log", "flows are not logged", drop("NetworkFlows")),
     _network("flow-log-of-rejects", "accepted flows are not logged", put("NetworkFlows", "TrafficType", to="REJECT")),

@@ -16,7 +16,8 @@ Written by `make mutants`. Each mutant is one template of the reference deployme
 every gate judges it, and a cell names the rules that find something in it that they do not find in the original. Our
 assertions ([tests/kit/posture](../../tests/kit/posture)) are rules that hold for the templates of every settings file;
 a test holds this page to what they find, and each of them is the only one of its kind to notice some mutant. cdk-nag
-judges the templates as `CfnInclude` reads them, by the pack AwsSolutions.
+judges the templates as `CfnInclude` reads them, by the pack AwsSolutions. Mutants and assertions have the same authors,
+so the assertions' score says that none of them is idle, not that nothing else can go wrong.
 
 """
 

@@ -1,6 +1,6 @@
 """Mutants of what is kept: buckets, the file system, logs."""
 
-from tests.mutants.edits import Edit, Mutant, allow, drop, like, on_deletion, put
+from tests.mutants.edits import Edit, Mutant, allow, drop, give, like, on_deletion, put
 
 _BUCKET, _POLICY = "FoundationBucketsModels", "FoundationBucketsModelsPolicy"
 _STATEMENTS = (_POLICY, "PolicyDocument", "Statement")
@@ -37,6 +37,19 @@ MUTANTS = (
         "objects can be replaced for good",
         put(_BUCKET, "VersioningConfiguration", "Status", to="Suspended"),
     ),
+    _foundation(
+        "bucket-replicated",
+        "objects are copied to somebody's bucket",
+        give(
+            _BUCKET,
+            "ReplicationConfiguration",
+            to={
+                "Role": {"Fn::Sub": "arn:aws:iam::${AWS::AccountId}:role/replication"},
+                "Rules": [{"Status": "Enabled", "Destination": {"Bucket": "arn:aws:s3:::somebody-elses"}}],
+            },
+        ),
+    ),
+    _foundation("bucket-remembers", "what is deleted stays for ever", drop(_BUCKET, "LifecycleConfiguration")),
     _foundation("bucket-unrecorded", "requests are not recorded", drop(_BUCKET, "LoggingConfiguration")),
     _foundation("dropped-bucket-policy", "a bucket has no policy", drop(_POLICY)),
     _foundation("bucket-plaintext", "a bucket takes plaintext connections", drop(*_STATEMENTS, 0)),
@@ -67,6 +80,14 @@ MUTANTS = (
         "anybody may mount",
         allow(_SYSTEM, "FileSystemPolicy", Principal={"AWS": "*"}, Action="elasticfilesystem:ClientMount"),
     ),
+    _training(
+        "file-system-replicated",
+        "checkpoints are copied to another region",
+        give(_SYSTEM, "ReplicationConfiguration", to={"Destinations": [{"Region": "eu-west-1"}]}),
+    ),
+    _training(
+        "file-system-backed-up", "purged checkpoints stay", give(_SYSTEM, "BackupPolicy", to={"Status": "ENABLED"})
+    ),
     _training("access-point-root", "the access point writes as root", put(_POINT, "PosixUser", "Uid", to="0")),
     _training(
         "access-point-for-all",
@@ -81,6 +102,7 @@ MUTANTS = (
     ),
     _foundation("log-aws-key", "nodes' logs are under AWS's key", drop("FoundationNodeLog", "KmsKeyId")),
     _foundation("log-for-ever", "nodes' logs are kept for ever", drop("FoundationNodeLog", "RetentionInDays")),
+    _foundation("refusals-uncounted", "refused messages are not counted", drop("FoundationRefusedMessages")),
     _training(
         "production-deletes-checkpoints",
         "deletion takes production's checkpoints",

@@ -1,7 +1,7 @@
 """Our assertions catch every mutant, none of them for nothing, and find nothing in the templates as they are."""
 
+import functools
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,19 @@ from tests.mutants.edits import (
 from tests.mutants.mutants import MUTANTS, mutated
 
 Get = Callable[[str], Mapping[str, Template]]
+Broken = Callable[[Mutant], list[str]]
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 
 
-def rules_that_find(mutant: Mutant, templates: Get) -> list[str]:
-    return sorted({finding.rule for finding in gates.assertions(mutant, templates(mutant.of))})
+@pytest.fixture(scope="module")
+def broken(templates: Get) -> Broken:
+    """The rules of ours that a mutant breaks, judged once."""
+
+    @functools.cache
+    def rules(mutant: Mutant) -> list[str]:
+        return sorted({finding.rule for finding in gates.assertions(mutant, templates(mutant.of))})
+
+    return rules
 
 
 def test_every_settings_file_is_judged() -> None:
@@ -58,17 +66,13 @@ def test_mutants_are_many_and_have_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_our_assertions_catch(templates: Get, name: str) -> None:
-    assert rules_that_find(BY_NAME[name], templates)
+def test_our_assertions_catch(broken: Broken, name: str) -> None:
+    assert broken(BY_NAME[name])
 
 
-def test_every_rule_is_the_only_one_to_catch_some_mutant(templates: Get) -> None:
-    alone = defaultdict(list)
-    for mutant in MUTANTS:
-        found = rules_that_find(mutant, templates)
-        if len(found) == 1:
-            alone[found[0]].append(mutant.name)
-    assert {rule_name(rule) for rule in RULES} - set(alone) == set()
+def test_every_rule_is_the_only_one_to_catch_some_mutant(broken: Broken) -> None:
+    alone = {rules[0] for rules in map(broken, MUTANTS) if len(rules) == 1}
+    assert {rule_name(rule) for rule in RULES} - alone == set()
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -143,13 +147,11 @@ def test_the_other_gates_catch_what_they_know_and_nothing_in_the_original(templa
     }
 
 
-def test_the_page_says_what_our_assertions_find(templates: Get) -> None:
+def test_the_page_says_what_our_assertions_find(broken: Broken) -> None:
     lines = report.PAGE.read_text().splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines]
     mutants = [cells[:4] for cells in rows if cells[0] in BY_NAME]
-    assert mutants == [
-        [mutant.name, mutant.part, mutant.what, ", ".join(rules_that_find(mutant, templates))] for mutant in MUTANTS
-    ]
+    assert mutants == [[mutant.name, mutant.part, mutant.what, ", ".join(broken(mutant))] for mutant in MUTANTS]
     assert f"{len(MUTANTS)} of {len(MUTANTS)} mutants are caught." in lines
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.kit.posture.model import ACCOUNT, DATA_KEY, Problem, Resource, Templates, expect, wrong
+from tests.kit.support import as_list
 
 from holdfast_node.contract.layout import OPERATOR
 from holdfast_node.contract.roles import NODE_ROLES, group_name
@@ -22,6 +23,8 @@ _STARTS = {
 }
 #: AWS's own parameters and those that the cluster's image pipelines write.
 _IMAGES = re.compile(r"/aws/service/.+|/imagebuilder/holdfast/.+")
+#: The bucket of `cdk bootstrap`.
+_ASSETS = re.compile(rf"cdk-[a-z0-9]+-assets-{ACCOUNT}-[a-z0-9-]+")
 _SECRETS = re.compile(
     r"AKIA[0-9A-Z]{16}|PRIVATE KEY-----|aws_secret_access_key|(?i:\bpassw(or)?d\s*=)|\{\{resolve:(secretsmanager|ssm)"
 )
@@ -36,6 +39,8 @@ def metadata_needs_a_token_and_ends_at_the_host(templates: Templates) -> Iterato
         path = ("LaunchTemplateData", "MetadataOptions") if resource.kind == TEMPLATE else ("InstanceMetadataOptions",)
         yield from expect(resource, "required", *path, "HttpTokens")
         yield from expect(resource, 1, *path, "HttpPutResponseHopLimit")
+        if resource.kind == TEMPLATE:
+            yield from expect(resource, "disabled", *path, "InstanceMetadataTags")
 
 
 def instances_have_no_public_address(templates: Templates) -> Iterator[Problem]:
@@ -66,10 +71,14 @@ def volumes_are_encrypted(templates: Templates) -> Iterator[Problem]:
             yield wrong(resource, "a volume's encryption", got, f"{(True, DATA_KEY)}")
 
 
-def volumes_go_with_their_instance(templates: Templates) -> Iterator[Problem]:
+def instances_leave_nothing(templates: Templates) -> Iterator[Problem]:
     for resource, volume in _volumes(templates):
         if (got := volume.get("DeleteOnTermination")) is not True:
             yield wrong(resource, "DeleteOnTermination", got, "True")
+    for template in templates.of(TEMPLATE):
+        yield from expect(template, "terminate", "LaunchTemplateData", "InstanceInitiatedShutdownBehavior")
+    for infrastructure in templates.of(INFRASTRUCTURE):
+        yield from expect(infrastructure, True, "TerminateInstanceOnFailure")
 
 
 def images_are_known(templates: Templates) -> Iterator[Problem]:
@@ -107,6 +116,14 @@ def instances_play_one_role(templates: Templates) -> Iterator[Problem]:
         got = (_data(template).get("IamInstanceProfile"), groups)
         if got != ({"Arn": f"<{role}Profile.Arn>"}, [[group]]):
             yield wrong(template, "profile and groups", got, f"{role}'s own")
+    for fleet in templates.of("AWS::AutoScaling::AutoScalingGroup"):
+        own = f"{fleet.name.removesuffix('GroupASG')}Template"
+        yield from expect(fleet, f"<{own}>", "LaunchTemplate", "LaunchTemplateId")
+        yield from expect(fleet, f"<{own}.LatestVersionNumber>", "LaunchTemplate", "Version")
+    for infrastructure in templates.of(INFRASTRUCTURE):
+        role = infrastructure.name.removesuffix("Infrastructure")
+        yield from expect(infrastructure, f"<{role}Profile>", "InstanceProfileName")
+        yield from expect(infrastructure, [f"<{role}SecurityGroup.GroupId>"], "SecurityGroupIds")
     for profile in templates.of("AWS::IAM::InstanceProfile"):
         yield from expect(profile, [f"<{profile.name.removesuffix('Profile')}Role>"], "Roles")
 
@@ -119,8 +136,10 @@ def nothing_runs_at_rest(templates: Templates) -> Iterator[Problem]:
 
 def everything_starts_in_the_isolated_subnets(templates: Templates) -> Iterator[Problem]:
     for resource in templates.of(*_STARTS):
-        named = resource.at(_STARTS[resource.kind])
-        if named is not None and not {*([named] if isinstance(named, str) else named)} <= SUBNETS:
+        if resource.at("VpcEndpointType") == "Gateway":
+            continue
+        named = as_list(resource.at(_STARTS[resource.kind]))
+        if not {*named} <= SUBNETS:
             yield wrong(resource, _STARTS[resource.kind], named, f"of {sorted(SUBNETS)}")
 
 
@@ -134,9 +153,19 @@ def no_secret_is_in_plain_text(templates: Templates) -> Iterator[Problem]:
                     yield Problem(f"{part}/{name}", f"text must hold no secret, got {found[0][:12]!r}…")
 
 
-def functions_encrypt_their_environment(templates: Templates) -> Iterator[Problem]:
+def functions_encrypt_environment_and_log(templates: Templates) -> Iterator[Problem]:
     for function in templates.of("AWS::Lambda::Function"):
         yield from expect(function, DATA_KEY, "KmsKeyArn")
+        yield from expect(function, "<FoundationEnrolmentLog>", "LoggingConfig", "LogGroup")
+
+
+def functions_run_published_code(templates: Templates) -> Iterator[Problem]:
+    for function in templates.of("AWS::Lambda::Function"):
+        yield from expect(function, None, "Layers")
+        yield from expect(function, None, "FileSystemConfigs")
+        bucket, key = function.at("Code", "S3Bucket"), function.at("Code", "S3Key")
+        if not (_ASSETS.fullmatch(str(bucket)) and re.fullmatch(r"[0-9a-f]{64}\.zip", str(key))):
+            yield wrong(function, "Code", (bucket, key), "an asset of this account, named by its hash")
 
 
 def enrolment_admits_the_fleets_roles(templates: Templates) -> Iterator[Problem]:
@@ -163,9 +192,18 @@ def state_machines_record_steps_and_no_data(templates: Templates) -> Iterator[Pr
     for machine in templates.of("AWS::StepFunctions::StateMachine"):
         yield from expect(machine, "ALL", "LoggingConfiguration", "Level")
         yield from expect(machine, False, "LoggingConfiguration", "IncludeExecutionData")
+        own = [{"CloudWatchLogsLogGroup": {"LogGroupArn": "<ClusterJobsLog.Arn>"}}]
+        yield from expect(machine, own, "LoggingConfiguration", "Destinations")
 
 
-def sessions_are_recorded_and_unprivileged(templates: Templates) -> Iterator[Problem]:
+def events_start_the_job_machine_alone(templates: Templates) -> Iterator[Problem]:
+    for rule in templates.of("AWS::Events::Rule"):
+        started = [target["Arn"] for target in rule.at("Targets")]
+        if started != ["<ClusterJobsStateMachine>"]:
+            yield wrong(rule, "targets", started, "the job state machine alone")
+
+
+def sessions_are_recorded_short_and_unprivileged(templates: Templates) -> Iterator[Problem]:
     for document in templates.of("AWS::SSM::Document"):
         yield from expect(document, "Session", "DocumentType")
         for key, value in {
@@ -175,6 +213,8 @@ def sessions_are_recorded_and_unprivileged(templates: Templates) -> Iterator[Pro
             "cloudWatchStreamingEnabled": True,
             "runAsEnabled": True,
             "runAsDefaultUser": OPERATOR,
+            "idleSessionTimeout": "10",
+            "maxSessionDuration": "60",
         }.items():
             yield from expect(document, value, "Content", "inputs", key)
 
@@ -184,16 +224,18 @@ RULES = (
     instances_have_no_public_address,
     instances_have_no_key_pair,
     volumes_are_encrypted,
-    volumes_go_with_their_instance,
+    instances_leave_nothing,
     images_are_known,
     images_are_encrypted,
     instances_play_one_role,
     nothing_runs_at_rest,
     everything_starts_in_the_isolated_subnets,
     no_secret_is_in_plain_text,
-    functions_encrypt_their_environment,
+    functions_encrypt_environment_and_log,
+    functions_run_published_code,
     enrolment_admits_the_fleets_roles,
     state_machines_are_encrypted,
     state_machines_record_steps_and_no_data,
-    sessions_are_recorded_and_unprivileged,
+    events_start_the_job_machine_alone,
+    sessions_are_recorded_short_and_unprivileged,
 )

@@ -1,4 +1,4 @@
-"""Rules of who may do what: roles, their policies, and the keys' own policies."""
+"""Rules of who may do what: roles and their policies."""
 
 import re
 from collections.abc import Iterator
@@ -7,15 +7,12 @@ from typing import Any
 from tests.kit.posture.model import (
     ACCOUNT,
     AGENT_CHANNELS,
-    ANYONE,
     DATA_KEY,
-    ROOT,
     Problem,
     Resource,
     Templates,
     actions,
     allowed,
-    denies,
     expect,
     label,
     statements,
@@ -24,7 +21,7 @@ from tests.kit.posture.model import (
 )
 from tests.kit.support import as_list
 
-POLICY, ROLE, KEY = "AWS::IAM::ManagedPolicy", "AWS::IAM::Role", "AWS::KMS::Key"
+POLICY, ROLE = "AWS::IAM::ManagedPolicy", "AWS::IAM::Role"
 DIGEST_ONLY = {"StringEquals": {"kms:SigningAlgorithm": "ECDSA_SHA_256", "kms:MessageType": "DIGEST"}}
 #: What the AWS documentation gives no resource to scope to (Service Authorization Reference).
 UNSCOPABLE = {
@@ -46,16 +43,18 @@ ACTIONS = UNSCOPABLE | {
     *("ssm:ResumeSession", "ssm:StartSession", "ssm:TerminateSession", "ssm:UpdateInstanceInformation"),
     *("states:SendTaskFailure", "states:SendTaskHeartbeat", "states:SendTaskSuccess", "states:StartExecution"),
 }
+_OWN_SESSIONS = {"ssm:ResumeSession", "ssm:TerminateSession"}
 #: What is allowed on every instance, because nobody knows their ids at deployment: conditions narrow it.
 _OF_INSTANCES = {"ssm:StartSession", "ssm:UpdateInstanceInformation"}
 _WIDE = re.compile(r"\*|arn:[^:]*:[^:]*:[^:]*:[^:]*:([a-z-]+[:/])?\*")
+_THROUGH = re.compile(r"(s3|lambda)\.[a-z0-9-]+\.amazonaws\.com")
 #: Services that take a role for whoever asks them, unless the role says for which account.
 _DEPUTIES = {"events.amazonaws.com", "states.amazonaws.com", "vpc-flow-logs.amazonaws.com"}
 _OWN_ACCOUNT = {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
 #: Whose policy may allow to sign with which key. Job documents are signed by operators, by no role of the cluster.
 SIGNERS = {
     "FoundationEnrolmentPolicy": "<FoundationKeysCertificateAuthority",
-    "ClusterWorkerPolicy": "<FoundationKeysM",
+    "ClusterWorkerPolicy": "<FoundationKeysModelSigning",
 }
 
 
@@ -136,9 +135,10 @@ def policies_reach_own_objects(templates: Templates) -> Iterator[Problem]:
 def listing_is_by_prefix(templates: Templates) -> Iterator[Problem]:
     for policy, statement in _grants(templates):
         conditions = statement.get("Condition", {})
-        prefixes = [key for operator in ("StringEquals", "StringLike") for key in conditions.get(operator, {})]
-        if "s3:ListBucket" in actions(statement) and prefixes != ["s3:prefix"]:
-            yield wrong(policy, f"the condition of {label(statement)}", conditions, "one on s3:prefix")
+        held = [conditions.get(operator, {}).get("s3:prefix") for operator in ("StringEquals", "StringLike")]
+        prefixes = [prefix for value in held if value is not None for prefix in as_list(value)]
+        if "s3:ListBucket" in actions(statement) and (not prefixes or {*prefixes} & {"", "*"}):
+            yield wrong(policy, f"the condition of {label(statement)}", conditions, "one on s3:prefix, not on all")
 
 
 def signers_are_few(templates: Templates) -> Iterator[Problem]:
@@ -159,10 +159,12 @@ def signatures_are_of_digests(templates: Templates) -> Iterator[Problem]:
 
 def the_data_key_is_used_through_a_service(templates: Templates) -> Iterator[Problem]:
     for policy, statement in _grants(templates):
-        keys = str(statement.get("Condition", {}))
-        through = "kms:ViaService" in keys or "kms:EncryptionContext:" in keys
-        if DATA_KEY in targets(statement) and not through:
-            yield wrong(policy, f"the condition of {label(statement)}", keys, "the service that asks for the caller")
+        if DATA_KEY not in targets(statement):
+            continue
+        conditions = statement.get("Condition", {})
+        service = conditions.get("StringEquals", {}).get("kms:ViaService")
+        if "kms:EncryptionContext:" not in str(conditions) and not _THROUGH.fullmatch(str(service)):
+            yield wrong(policy, f"the condition of {label(statement)}", conditions, "S3 or Lambda as kms:ViaService")
 
 
 def checkpoints_are_mounted_through_the_access_point(templates: Templates) -> Iterator[Problem]:
@@ -175,65 +177,20 @@ def checkpoints_are_mounted_through_the_access_point(templates: Templates) -> It
             yield wrong(policy, f"AccessPointArn of {label(statement)}", point, f"one that ends in {end}")
 
 
-def operators_need_a_second_factor(templates: Templates) -> Iterator[Problem]:
+def operators_open_their_own_kind_of_session(templates: Templates) -> Iterator[Problem]:
+    functions = templates.of("AWS::Lambda::Function")
+    cluster = functions[0].at("Environment", "Variables", "HOLDFAST_CLUSTER") if functions else None
     for policy, statement in _grants(templates):
-        if "ssm:StartSession" in actions(statement):
-            got = statement.get("Condition", {}).get("Bool", {}).get("aws:MultiFactorAuthPresent")
-            if got != "true":
-                yield wrong(policy, f"aws:MultiFactorAuthPresent of {label(statement)}", got, "'true'")
-
-
-def keys_admit_this_account(templates: Templates) -> Iterator[Problem]:
-    for key in templates.of(KEY):
-        for statement in allowed(key.at("KeyPolicy")):
-            principal, conditions = statement.get("Principal"), statement.get("Condition", {})
-            caller = conditions.get("StringEquals", {}).get("kms:CallerAccount")
-            role = conditions.get("ArnEquals", {}).get("aws:PrincipalArn")
-            own = principal == ANYONE and caller == ACCOUNT and str(role).startswith(f"arn:aws:iam::{ACCOUNT}:role/")
-            if not (own or principal == ROOT or (isinstance(principal, dict) and set(principal) == {"Service"})):
-                yield wrong(key, f"principals of {label(statement)}", principal, "this account's, by condition too")
-
-
-def keys_let_services_do_little(templates: Templates) -> Iterator[Problem]:
-    for key in templates.of(KEY):
-        for statement in allowed(key.at("KeyPolicy")):
-            if statement.get("Principal") == ROOT:
-                continue
-            wild = [action for action in actions(statement) if "*" in action]
-            if wild or "Condition" not in statement:
-                yield wrong(key, f"actions and condition of {label(statement)}", (wild, statement.get("Condition")),
-                            "no wildcard, and one that names what is encrypted")  # fmt: skip
-
-
-def _signer(templates: Templates, key: Resource) -> str | None:
-    """Return the one role that signs with a key; None if that is left to the account's policies."""
-    if "CertificateAuthority" in key.name:
-        return "<FoundationEnrolmentRole>"
-    if key.name == "FoundationKeysModelSigning":
-        workers = [role for role in templates.of(ROLE) if role.name == "ClusterWorkerRole"]
-        return str(workers[0].at("RoleName")) if workers else ""
-    return None
-
-
-def signing_keys_refuse_other_signers(templates: Templates) -> Iterator[Problem]:
-    for key in templates.of(KEY):
-        if (role := _signer(templates, key)) is None:
+        if not policy.name.endswith("Operators") or set(actions(statement)) <= _OWN_SESSIONS:
             continue
-        signer = [f"arn:aws:iam::{ACCOUNT}:role/{role}", f"arn:aws:sts::{ACCOUNT}:assumed-role/{role}/*"]
-        for condition in (
-            {"ArnNotLike": {"aws:PrincipalArn": signer}},
-            {"StringNotEquals": {"kms:MessageType": "DIGEST"}},
-            {"StringNotEquals": {"kms:SigningAlgorithm": "ECDSA_SHA_256"}},
-        ):
-            wanted = {"Action": "kms:Sign", "Resource": "*", "Condition": condition}
-            if not denies(key.at("KeyPolicy"), wanted):
-                yield wrong(key, f"a denial of kms:Sign where {condition}", None, "in the key's policy")
-
-
-def keys_that_encrypt_rotate(templates: Templates) -> Iterator[Problem]:
-    for key in templates.of(KEY):
-        if key.at("KeyUsage") in (None, "ENCRYPT_DECRYPT"):
-            yield from expect(key, True, "EnableKeyRotation")
+        wanted: dict[str, dict[str, Any]] = {"Bool": {"aws:MultiFactorAuthPresent": "true"}}
+        if "ssm:StartSession" in actions(statement):
+            wanted["Null"] = {"aws:PrincipalTag/SSMSessionRunAs": "true"}
+        if any(":instance/" in target for target in targets(statement)):
+            wanted["Bool"]["ssm:SessionDocumentAccessCheck"] = "true"
+            wanted["StringEquals"] = {"aws:ResourceTag/holdfast:cluster": cluster}
+        if statement.get("Condition") != wanted:
+            yield wrong(policy, f"the condition of {label(statement)}", statement.get("Condition"), f"{wanted}")
 
 
 RULES = (
@@ -248,9 +205,5 @@ RULES = (
     signatures_are_of_digests,
     the_data_key_is_used_through_a_service,
     checkpoints_are_mounted_through_the_access_point,
-    operators_need_a_second_factor,
-    keys_admit_this_account,
-    keys_let_services_do_little,
-    signing_keys_refuse_other_signers,
-    keys_that_encrypt_rotate,
+    operators_open_their_own_kind_of_session,
 )

@@ -31,6 +31,7 @@ BAKING = ("<NodesSecurityGroup.GroupId>", "<GpuNodesSecurityGroup.GroupId>")
 ENDPOINTS, CHECKPOINTS = "<NetworkEndpointGroup.GroupId>", "<ClusterCheckpointsGroup.GroupId>"
 #: What the settings name in their region: the only public range.
 S3_PREFIX_LIST = "pl-63a5400a"
+#: The ports of the settings files, by who is dialled.
 PORTS = {
     **{GROUPS[role]: DEFAULT_PORTS[role] for role in Role},
     PREDICTOR: PREDICTOR_PORT,
@@ -38,6 +39,7 @@ PORTS = {
     S3_PREFIX_LIST: HTTPS,
     CHECKPOINTS: NFS,
 }
+#: Who dials whom.
 PAIRS = {
     *((GROUPS[role], GROUPS[peer]) for role, peers in DIALS.items() for peer in peers),
     *((group, target) for group in (*GROUPS.values(), PREDICTOR, *BAKING) for target in (ENDPOINTS, S3_PREFIX_LIST)),
@@ -45,8 +47,16 @@ PAIRS = {
 }
 _PLACEHOLDER = ("127.0.0.1/32", "tcp", 65535, 65535)
 #: Buckets of AWS's own that anybody may read: Amazon Linux's packages, and what Image Builder runs.
-_PUBLIC = re.compile(r"arn:aws:s3:::(al2023-repos|ec2imagebuilder-(toe|managed-resources))-[a-z0-9-]+/\*")
-_NAME = re.compile(r"(\*\.)?[a-z0-9-]+(\.dualstack)?(\.[a-z]{2}(-[a-z]+)+-\d)?\.<AWS::URLSuffix>")
+_REGION = r"[a-z]{2}(-[a-z]+)+-\d"
+_PUBLIC = re.compile(
+    rf"arn:aws:s3:::(al2023-repos-{_REGION}-de612dc2|ec2imagebuilder-(toe|managed-resources)-{_REGION}-prod)/\*"
+)
+_SERVICES = "imagebuilder|kms|lambda|logs|ssm|ssmmessages|states"
+_SERVICE = re.compile(rf"com\.amazonaws\.(<AWS::Region>|{_REGION})\.(s3|{_SERVICES})")
+#: Buckets and file systems have names of their own below their service's; no other name's children are let through.
+_NAME = re.compile(
+    rf"((\*\.)?s3(\.dualstack)?(\.{_REGION})?|\*\.efs\.{_REGION}|({_SERVICES})\.{_REGION})\.<AWS::URLSuffix>"
+)
 
 
 def subnets_are_private(templates: Templates) -> Iterator[Problem]:
@@ -58,7 +68,7 @@ def subnets_are_private(templates: Templates) -> Iterator[Problem]:
 def _ends(rule: Resource) -> tuple[Any, Any]:
     """Return who opens a rule's connections and to whom, as the rule names them."""
     others = [value for key, value in rule.properties.items() if re.match("Cidr|Source|Destination", key)]
-    other = others[0] if len(others) == 1 else others
+    other = others[0] if len(others) == 1 else str(others)
     own = rule.at("GroupId")
     return (other, own) if rule.kind == INGRESS else (own, other)
 
@@ -100,6 +110,12 @@ def groups_hold_no_rule_of_their_own(templates: Templates) -> Iterator[Problem]:
 def _is_public(statement: dict[str, Any]) -> bool:
     """Whether a statement lets anybody read AWS's own public objects, and no more."""
     return actions(statement) == ["s3:GetObject"] and all(map(_PUBLIC.fullmatch, targets(statement)))
+
+
+def endpoints_lead_to_aws_alone(templates: Templates) -> Iterator[Problem]:
+    for endpoint in templates.of("AWS::EC2::VPCEndpoint"):
+        if not _SERVICE.fullmatch(name := str(endpoint.at("ServiceName"))):
+            yield wrong(endpoint, "ServiceName", name, "one of the services of AWS that nodes call")
 
 
 def endpoints_are_private(templates: Templates) -> Iterator[Problem]:
@@ -167,8 +183,9 @@ def allowed_names_are_aws_services(templates: Templates) -> Iterator[Problem]:
         for rule in group.at("FirewallRules"):
             if rule["Action"] == "BLOCK":
                 continue
-            names = lists[rule["FirewallDomainListId"]]
-            if strange := [name for name in as_list(names.at("Domains")) if not _NAME.fullmatch(name)]:
+            if (names := lists.get(rule["FirewallDomainListId"])) is None:
+                yield wrong(group, "a list of allowed names", rule["FirewallDomainListId"], "in the same stack")
+            elif strange := [name for name in as_list(names.at("Domains")) if not _NAME.fullmatch(name)]:
                 yield wrong(names, "allowed names", strange, "names of AWS services, not of their parent")
 
 
@@ -188,6 +205,7 @@ RULES = (
     rules_name_their_peers,
     rules_open_their_port,
     groups_hold_no_rule_of_their_own,
+    endpoints_lead_to_aws_alone,
     endpoints_are_private,
     endpoint_policies_name_actions,
     endpoint_policies_name_resources,

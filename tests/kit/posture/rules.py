@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kit.posture import compute, identity, network, storage
+from tests.kit.posture import compute, identity, keys, network, storage
 from tests.kit.posture.model import Problem, Rule, Template, Templates, rule_name, wrong
 
 #: Everything that the stacks may hold. What is not here is a way in or out (a gateway, a route, an address, a URL of a
@@ -42,6 +42,7 @@ RULES: tuple[Rule, ...] = (
     *compute.RULES,
     *storage.RULES,
     *identity.RULES,
+    *keys.RULES,
 )
 
 
@@ -58,7 +59,7 @@ class Finding:
 
 
 def judge(templates: Templates) -> list[Finding]:
-    """Return what the rules find, in their order."""
+    """Return what the rules find, in their order; what is no valid CloudFormation may end in any exception instead."""
     return [Finding(rule_name(rule), found.where, found.text) for rule in RULES for found in rule(templates)]
 
 

@@ -46,12 +46,20 @@ _FILE_SYSTEM: tuple[dict[str, Any], ...] = (
 )
 
 
+#: What nodes and the enrolment function refuse, and renewals that fail, in their logs.
+_REFUSALS = {
+    ("<FoundationEnrolmentLog>", '{ $.event = "enrolment_refused" }'),
+    ("<FoundationNodeLog>", '{ $.event = "command_refused" }'),
+    ("<FoundationNodeLog>", '"WARNING" "renewal_failed"'),
+}
+
+
 def buckets_are_private(templates: Templates) -> Iterator[Problem]:
     for bucket in templates.of(BUCKET):
         for key in ("BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"):
             yield from expect(bucket, True, "PublicAccessBlockConfiguration", key)
         yield from expect(bucket, [{"ObjectOwnership": "BucketOwnerEnforced"}], "OwnershipControls", "Rules")
-        for key in ("AccessControl", "WebsiteConfiguration", "CorsConfiguration"):
+        for key in ("AccessControl", "CorsConfiguration", "ReplicationConfiguration", "WebsiteConfiguration"):
             yield from expect(bucket, None, key)
 
 
@@ -67,6 +75,17 @@ def buckets_are_encrypted(templates: Templates) -> Iterator[Problem]:
 def buckets_keep_versions(templates: Templates) -> Iterator[Problem]:
     for bucket in templates.of(BUCKET):
         yield from expect(bucket, "Enabled", "VersioningConfiguration", "Status")
+
+
+def buckets_forget_old_versions(templates: Templates) -> Iterator[Problem]:
+    for bucket in templates.of(BUCKET):
+        days = [
+            rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays")
+            for rule in bucket.at("LifecycleConfiguration", "Rules") or []
+            if rule["Status"] == "Enabled" and "Prefix" not in rule
+        ]
+        if 30 not in days:
+            yield wrong(bucket, "when old versions expire", days, "after 30 days, everywhere in the bucket")
 
 
 def buckets_record_requests(templates: Templates) -> Iterator[Problem]:
@@ -122,6 +141,13 @@ def file_systems_are_encrypted(templates: Templates) -> Iterator[Problem]:
         yield from expect(system, DATA_KEY, "KmsKeyId")
 
 
+def file_systems_have_no_copy(templates: Templates) -> Iterator[Problem]:
+    for system in templates.of("AWS::EFS::FileSystem"):
+        yield from expect(system, None, "ReplicationConfiguration")
+        if (got := system.at("BackupPolicy", "Status")) not in (None, "DISABLED"):
+            yield wrong(system, "BackupPolicy.Status", got, "DISABLED: a purged checkpoint is gone")
+
+
 def file_systems_refuse_plaintext_strangers_and_root(templates: Templates) -> Iterator[Problem]:
     for system in templates.of("AWS::EFS::FileSystem"):
         policy = system.at("FileSystemPolicy")
@@ -136,7 +162,8 @@ def access_points_pin_the_trainer(templates: Templates) -> Iterator[Problem]:
     uid = str(UIDS[User.TRAINER])
     for point in templates.of("AWS::EFS::AccessPoint"):
         yield from expect(point, {"Uid": uid, "Gid": uid}, "PosixUser")
-        yield from expect(point, "700", "RootDirectory", "CreationInfo", "Permissions")
+        made = {"OwnerUid": uid, "OwnerGid": uid, "Permissions": "700"}
+        yield from expect(point, made, "RootDirectory", "CreationInfo")
         yield from expect(point, "/checkpoints", "RootDirectory", "Path")
 
 
@@ -156,6 +183,15 @@ def log_groups_expire(templates: Templates) -> Iterator[Problem]:
             yield wrong(group, "RetentionInDays", group.at("RetentionInDays"), "a number of days")
 
 
+def refusals_are_counted(templates: Templates) -> Iterator[Problem]:
+    counted = {
+        (found.at("LogGroupName"), found.at("FilterPattern")) for found in templates.of("AWS::Logs::MetricFilter")
+    }
+    for part in templates.parts:
+        for missing in _REFUSALS - counted if part == "Foundation" else ():
+            yield Problem(part, f"metric filters must count {missing}, got {sorted(counted)}")
+
+
 def production_keeps_its_data(templates: Templates) -> Iterator[Problem]:
     for resource in templates.of(BUCKET, "AWS::EFS::FileSystem", "AWS::KMS::Key"):
         tags = resource.at("Tags") or resource.at("FileSystemTags") or []
@@ -169,15 +205,18 @@ RULES = (
     buckets_are_private,
     buckets_are_encrypted,
     buckets_keep_versions,
+    buckets_forget_old_versions,
     buckets_record_requests,
     buckets_refuse_plaintext_and_old_tls,
     buckets_refuse_other_encryption,
     bucket_policies_grant_log_delivery_alone,
     file_systems_are_encrypted,
+    file_systems_have_no_copy,
     file_systems_refuse_plaintext_strangers_and_root,
     access_points_pin_the_trainer,
     mount_targets_are_in_their_group,
     log_groups_are_encrypted,
     log_groups_expire,
+    refusals_are_counted,
     production_keeps_its_data,
 )
