@@ -64,6 +64,33 @@ def test_reading_a_firewall_takes_its_permission(cloud: Cloud, refused: Any) -> 
         cloud.client("route53resolver", stranger).list_firewall_rule_group_associations()
 
 
+def test_a_detached_firewall_can_be_attached_again(cloud: Cloud) -> None:
+    stack = cloud.deploy(resources())
+    vpc, client = cloud.resource(stack, "Vpc"), cloud.client("route53resolver")
+
+    def found() -> list[dict[str, Any]]:
+        return list(client.list_firewall_rule_group_associations(VpcId=vpc)["FirewallRuleGroupAssociations"])
+
+    (first,) = found()
+    client.disassociate_firewall_rule_group(FirewallRuleGroupAssociationId=first["Id"])
+    assert found() == []
+    client.associate_firewall_rule_group(
+        CreatorRequestId="again",
+        FirewallRuleGroupId=first["FirewallRuleGroupId"],
+        VpcId=vpc,
+        Priority=101,
+        Name="again",
+    )
+    assert [item["FirewallRuleGroupId"] for item in found()] == [first["FirewallRuleGroupId"]]
+
+
+def test_a_firewall_fails_closed_unless_told_otherwise(cloud: Cloud) -> None:
+    client, vpc = cloud.client("route53resolver"), cloud.resource(cloud.deploy(resources()), "Vpc")
+    assert client.get_firewall_config(ResourceId=vpc)["FirewallConfig"]["FirewallFailOpen"] == "DISABLED"
+    client.update_firewall_config(ResourceId=vpc, FirewallFailOpen="ENABLED")
+    assert client.get_firewall_config(ResourceId=vpc)["FirewallConfig"]["FirewallFailOpen"] == "ENABLED"
+
+
 def test_an_unknown_operation_is_refused(cloud: Cloud, refused: Any) -> None:
     with refused("UnknownOperationException"):
         cloud.client("route53resolver").list_resolver_rules()

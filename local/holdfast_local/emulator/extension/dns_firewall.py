@@ -1,7 +1,8 @@
 """Route 53 Resolver's DNS Firewall, which ministack lacks: domain lists, rule groups, and their VPCs.
 
-As resources of stacks, and the three List requests that read them back. Nothing resolves here: whoever stands for a
-VPC's resolver (`holdfast_local.hosts.resolver`) applies what these requests say.
+As resources of stacks, the requests that read them back, and those that attach a rule group to a VPC, detach it, or
+have a VPC fail open. Nothing resolves here: whoever stands for a VPC's resolver (`holdfast_local.hosts.resolver`)
+applies what these requests say.
 """
 
 import json
@@ -21,6 +22,7 @@ class _Store:
         self.domain_lists: dict[str, Record] = {}
         self.rule_groups: dict[str, Record] = {}
         self.associations: dict[str, Record] = {}
+        self.fail_open: dict[str, str] = {}
 
 
 def install() -> None:
@@ -40,6 +42,10 @@ def install() -> None:
         "ListFirewallRuleGroupAssociations": lambda asked: _associations(store, asked),
         "ListFirewallRules": lambda asked: _rules(store, asked),
         "ListFirewallDomains": lambda asked: _domains(store, asked),
+        "GetFirewallConfig": lambda asked: _configuration(store, asked),
+        "UpdateFirewallConfig": lambda asked: _configure(store, asked),
+        "AssociateFirewallRuleGroup": lambda asked: _associate(store, asked),
+        "DisassociateFirewallRuleGroup": lambda asked: _disassociate(store, asked),
     }
 
     async def handle(method: str, path: str, headers: dict[str, str], body: bytes, query: Any) -> Any:
@@ -80,6 +86,7 @@ def _associations(store: _Store, asked: Record) -> Record:
             "FirewallRuleGroupId": a["FirewallRuleGroupId"],
             "VpcId": a["VpcId"],
             "Priority": int(a["Priority"]),
+            "Status": "COMPLETE",
         }
         for name, a in store.associations.items()
         if asked.get("VpcId") in (None, a["VpcId"])
@@ -99,3 +106,27 @@ def _domains(store: _Store, asked: Record) -> Record:
     # AWS gives every domain back with the root's dot.
     domains = store.domain_lists[asked["FirewallDomainListId"]]["Domains"]
     return {"Domains": [domain if domain.endswith(".") else f"{domain}." for domain in domains]}
+
+
+def _configuration(store: _Store, asked: Record) -> Record:
+    vpc = asked["ResourceId"]
+    return {"FirewallConfig": {"ResourceId": vpc, "FirewallFailOpen": store.fail_open.get(vpc, "DISABLED")}}
+
+
+def _configure(store: _Store, asked: Record) -> Record:
+    store.fail_open[asked["ResourceId"]] = asked["FirewallFailOpen"]
+    return _configuration(store, asked)
+
+
+def _associate(store: _Store, asked: Record) -> Record:
+    if asked["FirewallRuleGroupId"] not in store.rule_groups:
+        raise KeyError(asked["FirewallRuleGroupId"])
+    name = f"rslvr-frgassoc-{secrets.token_hex(8)}"
+    store.associations[name] = {key: asked[key] for key in ("FirewallRuleGroupId", "VpcId", "Priority")}
+    return {"FirewallRuleGroupAssociation": {"Id": name, "Status": "COMPLETE"}}
+
+
+def _disassociate(store: _Store, asked: Record) -> Record:
+    name = asked["FirewallRuleGroupAssociationId"]
+    del store.associations[name]
+    return {"FirewallRuleGroupAssociation": {"Id": name, "Status": "DELETING"}}
