@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from .conftest import ACCOUNT, REGION, Cloud, unique
+from .test_instances import resources as fleet
 
 KEY, OTHER = (f"arn:aws:kms:{REGION}:{ACCOUNT}:key/{name}" for name in ("first", "second"))
 LOG = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/machines:*"
@@ -34,6 +35,27 @@ def test_a_requested_launch_template_tells_its_volumes_key(cloud: Cloud) -> None
         LaunchTemplateData={"BlockDeviceMappings": [volume("/dev/xvda", KmsKeyId=KEY), volume("/dev/sdb")]},
     )
     assert keys(cloud, made["LaunchTemplate"]["LaunchTemplateId"]) == [KEY, None]
+
+
+def test_an_instance_of_a_group_tells_its_templates_metadata_options(cloud: Cloud) -> None:
+    name, ec2 = unique("fleet"), cloud.client("ec2")
+    parts = fleet(name, DesiredCapacity="1")
+    data = parts["Template"]["Properties"]["LaunchTemplateData"]
+    data["MetadataOptions"] = {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+    cloud.deploy(parts)
+    (group,) = cloud.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[name])[
+        "AutoScalingGroups"
+    ]
+    (instance,) = [member["InstanceId"] for member in group["Instances"]]
+
+    def options() -> tuple[str, int]:
+        (reservation,) = ec2.describe_instances(InstanceIds=[instance])["Reservations"]
+        found = reservation["Instances"][0]["MetadataOptions"]
+        return found["HttpTokens"], found["HttpPutResponseHopLimit"]
+
+    assert options() == ("required", 1)
+    ec2.modify_instance_metadata_options(InstanceId=instance, HttpTokens="optional")
+    assert options() == ("optional", 1)
 
 
 def function(**properties: Any) -> dict[str, Any]:

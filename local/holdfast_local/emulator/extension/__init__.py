@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from holdfast_local.emulator.extension import (
+    actions,
     addresses,
     buckets,
     callbacks,
@@ -35,6 +36,7 @@ _SUBJECTS = (
     recorder,
     root,
     own_names,
+    actions,
     conditions,
     log_streams,
     object_keys,

@@ -105,6 +105,7 @@ class _Fleet:
             iam_profile=self._profile(template.get("IamInstanceProfile") or {}),
         )
         instance["Placement"]["AvailabilityZone"] = zone
+        instance["MetadataOptions"] = dict(template.get("MetadataOptions") or {})
         # ministack gives every instance a public address. Only a subnet or an interface that asks for one has it.
         instance["PublicIpAddress"] = instance["PublicDnsName"] = ""
         ec2._tags[instance["InstanceId"]] = _tags(template, group)

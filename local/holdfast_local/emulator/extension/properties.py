@@ -1,7 +1,8 @@
-"""Properties that ministack takes and does not give back: volumes' keys, functions' keys, state machines' logs.
+"""Properties that ministack takes and does not give back: metadata options, keys of volumes and functions, logging.
 
-Launch templates lose a volume's key in requests and in what they say of themselves; CloudFormation drops a function's
-key, and stores a state machine's logging under names that no client reads.
+Launch templates lose a volume's key in requests and in what they say of themselves, and instances do not say how they
+answer metadata requests; CloudFormation drops a function's key, and stores a state machine's logging under names that
+no client reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +14,20 @@ from holdfast_local.emulator.extension.seams import seam
 def install() -> None:
     """Keep these properties, and tell them as the APIs do."""
     handlers = seam("ministack.services.cloudformation.provisioners", "_RESOURCE_HANDLERS")._RESOURCE_HANDLERS
-    _install_volume_keys(seam("ministack.services.ec2", "_esc", "_lt_data_xml", "_p", "_parse_lt_data"))
+    ec2 = seam(
+        "ministack.services.ec2",
+        "_ACTION_MAP",
+        "_error",
+        "_esc",
+        "_instance_xml",
+        "_instances",
+        "_lt_data_xml",
+        "_p",
+        "_parse_lt_data",
+        "_xml",
+    )
+    _install_volume_keys(ec2)
+    _install_metadata_options(ec2)
     functions = seam("ministack.services.lambda_svc", "_functions")
     _after(
         handlers["AWS::Lambda::Function"],
@@ -24,6 +38,37 @@ def install() -> None:
         handlers["AWS::StepFunctions::StateMachine"],
         lambda arn, properties: _log(machines._state_machines.get(arn), properties),
     )
+
+
+_METADATA_OPTIONS = ("HttpTokens", "HttpPutResponseHopLimit", "HttpEndpoint", "InstanceMetadataTags")
+
+
+def _install_metadata_options(ec2: Any) -> None:
+    render = ec2._instance_xml
+
+    def options_xml(record: dict[str, Any]) -> str:
+        given = record.get("MetadataOptions") or {}
+        tags = {name: f"{name[0].lower()}{name[1:]}" for name in _METADATA_OPTIONS if name in given}
+        return "".join(f"<{tag}>{ec2._esc(str(given[name]))}</{tag}>" for name, tag in tags.items())
+
+    def instance_xml(record: dict[str, Any]) -> str:
+        text = str(render(record)).removesuffix("</item>")
+        return f"{text}<metadataOptions><state>applied</state>{options_xml(record)}</metadataOptions></item>"
+
+    def modify(request: dict[str, Any]) -> Any:
+        record = ec2._instances.get(ec2._p(request, "InstanceId"))
+        if record is None:
+            return ec2._error("InvalidInstanceID.NotFound", "The instance ID does not exist", 400)
+        given = {name: ec2._p(request, name) for name in _METADATA_OPTIONS}
+        record["MetadataOptions"] = {
+            **(record.get("MetadataOptions") or {}),
+            **{name: value for name, value in given.items() if value},
+        }
+        inner = f"<instanceMetadataOptions><state>pending</state>{options_xml(record)}</instanceMetadataOptions>"
+        return ec2._xml(200, "ModifyInstanceMetadataOptionsResponse", inner)
+
+    ec2._instance_xml = instance_xml
+    ec2._ACTION_MAP["ModifyInstanceMetadataOptions"] = modify
 
 
 def _install_volume_keys(ec2: Any) -> None:
