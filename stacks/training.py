@@ -78,6 +78,9 @@ class TrainingStack(ClusterStack):
         }
         if self.predictor is not None:
             outputs["PredictorGroup"] = self.predictor.fleet.group.auto_scaling_group_name
+            if settings.predictor.client_ranges:
+                # What `holdfast verify` expects the predictors' security group to admit.
+                outputs["PredictorClients"] = ",".join(settings.predictor.client_ranges)
         # cfn-lint's W6001 warns of outputs that pass on another stack's; operators read one stack, not three.
         self.add_metadata("cfn-lint", {"config": {"ignore_checks": ["W6001"]}})
         for name, value in outputs.items():

@@ -62,6 +62,11 @@ def code_of(error: Exception) -> str:
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
+def denied(error: Exception) -> bool:
+    """Return whether AWS refused a call because these credentials may not make it."""
+    return code_of(error) in _DENIED
+
+
 def _client_error(error: Exception) -> str:
     operation = str(getattr(error, "operation_name", "AWS call"))
     code = code_of(error)

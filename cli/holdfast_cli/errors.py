@@ -9,7 +9,9 @@ holdfast_node.contract.errors.HoldfastError
     ├── RevocationError  the instance cannot be revoked; nothing was written
     │   └── NoMember     it is none of the cluster's, or nobody can tell; its denial was written
     ├── NotFoundError    no such job, log or model
-    └── JobFailed        exit 3: the job that was waited for did not succeed
+    ├── JobFailed        exit 3: the job that was waited for did not succeed
+    ├── PostureFailed    exit 4: a deployed cluster is not as it must be, or nobody can tell
+    └── Unreadable       a check of the posture cannot read what it needs (holdfast_cli.posture.reading)
 
 holdfast_node.models.ModelRefused (exit 1): a model does not match its signature, job or cluster; nothing was written.
 """
@@ -57,3 +59,9 @@ class JobFailed(CliError):  # noqa: N818
     """The job that was waited for ended without success."""
 
     exit_code: ClassVar[int] = 3
+
+
+class PostureFailed(CliError):  # noqa: N818
+    """A check of the deployed cluster did not pass, or could not be made."""
+
+    exit_code: ClassVar[int] = 4

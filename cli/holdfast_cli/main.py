@@ -22,6 +22,7 @@ Examples:
   holdfast logs --role worker --follow the latest job's workers, live
   holdfast fetch JOB --to digits-model verified, or nothing is written
   holdfast revoke INSTANCE_ID          cut a node off, for ever
+  holdfast verify                      read the deployed cluster's posture back from AWS
   holdfast --local status              the same, on the embedded AWS of this machine
 
 \b
@@ -30,6 +31,7 @@ Exit codes:
   1    refused or failed; one line says why and what to do
   2    wrong usage
   3    the job that was waited for failed
+  4    the deployed cluster's posture is not as it must be (verify)
   130  interrupted
 """
 
@@ -215,6 +217,34 @@ def fetch(options: Options, job: str, destination: Path) -> None:
             f"verified: the model of job {job}, {len(model.files)} files, signed by cluster {model.record.cluster}"
         )
         click.echo(f"written to {safe(model.directory)}")
+
+
+@cli.command()
+@click.option("--policy", is_flag=True, help="Print the IAM policy that this command needs, and read nothing.")
+@output_option
+@pass_options
+def verify(options: Options, policy: bool) -> None:
+    """Read the deployed cluster's posture back through AWS's APIs, and hold it against the threat table.
+
+    Each check says which row it proves, what it read, and what to do if it did not pass. A check that cannot read what
+    it needs is unknown, which counts as failed. Nothing is changed: the policy that --policy prints only reads.
+    `holdfast verify-model` is another command: it verifies a fetched model.
+    """
+    from holdfast_cli.errors import PostureFailed
+    from holdfast_cli.posture import calls, checks
+    from holdfast_cli.posture.views import show_report
+
+    if policy:
+        print_json(calls.policy())
+        return
+    report = checks.verify(options.cluster)
+    if options.json:
+        print_json(report.to_dict())
+    else:
+        show_report(report)
+    if report.failed:
+        names = ", ".join(finding.check.name for finding in report.failed)
+        raise PostureFailed(f"{len(report.failed)} of {len(report.findings)} checks did not pass: {names}")
 
 
 @cli.command("verify-model")

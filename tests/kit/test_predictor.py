@@ -149,7 +149,10 @@ def test_a_deployment_whose_settings_name_a_model_has_a_predictor_and_passes_cfn
     deployment.build(app, load("local").model_copy(update={"predictor": chosen}))
     app.synth()
     path = tmp_path / "Holdfast-local-Training.template.json"
-    assert json.loads(path.read_text())["Outputs"]["PredictorGroup"]
+    outputs = json.loads(path.read_text())["Outputs"]
+    assert outputs["PredictorGroup"]
+    # What `holdfast verify` holds the rules of the deployed group against.
+    assert outputs["PredictorClients"] == {"Value": "10.77.0.0/24"}
     report = json.loads((tmp_path / "validation-report.json").read_text())
     assert [v["ruleName"] for r in report["pluginReports"] for v in r["violations"]] == []
     linter = Path(sys.executable).with_name("cfn-lint")
