@@ -1,6 +1,8 @@
 """Ways in which somebody could change a deployed cluster by hand, each with its undoing and the checks that find it."""
 
+import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -324,6 +326,11 @@ def a_templates_volume_is_under_another_key(scene: Scene) -> Iterator[None]:
     yield from with_template(scene, BlockDeviceMappings=volumes(Encrypted=True, KmsKeyId="alias/aws/ebs"))
 
 
+@found_by("images")
+def a_template_boots_a_strangers_image(scene: Scene) -> Iterator[None]:
+    yield from with_template(scene, ImageId="ami-0123456789abcdef0")  # one of ministack's that is not Amazon's
+
+
 @found_by("instance-profiles")
 def a_template_has_another_roles_profile(scene: Scene) -> Iterator[None]:
     yield from with_template(scene, IamInstanceProfile={"Arn": scene.parts.profiles[Role.SCHEDULER][0]})
@@ -557,6 +564,26 @@ def reading(scene: Scene, principal: Any) -> dict[str, Any]:
 
 
 @found_by("bucket-access")
+def a_bucket_is_copied_elsewhere(scene: Scene) -> Iterator[None]:
+    s3 = scene.client("s3")
+    s3.create_bucket(Bucket="elsewhere")
+    s3.put_bucket_versioning(Bucket="elsewhere", VersioningConfiguration={"Status": "Enabled"})
+    rule = {
+        "ID": "copy",
+        "Priority": 1,
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "DeleteMarkerReplication": {"Status": "Disabled"},
+        "Destination": {"Bucket": "arn:aws:s3:::elsewhere"},
+    }
+    role = "arn:aws:iam::000000000000:role/copy"
+    s3.put_bucket_replication(Bucket=scene.jobs, ReplicationConfiguration={"Role": role, "Rules": [rule]})
+    yield
+    s3.delete_bucket_replication(Bucket=scene.jobs)
+    s3.delete_bucket(Bucket="elsewhere")
+
+
+@found_by("bucket-access")
 def another_account_may_read_a_bucket(scene: Scene) -> Iterator[None]:
     yield from with_bucket_policy(scene, lambda statements: [*statements, reading(scene, {"AWS": STRANGER})])
 
@@ -657,6 +684,14 @@ def a_log_is_made_anew_without_a_key(scene: Scene) -> Iterator[None]:
     make()
     yield
     make(kmsKeyId=scene.data_key)
+
+
+@found_by("log-groups")
+def a_log_is_copied_elsewhere(scene: Scene) -> Iterator[None]:
+    logs, place = scene.client("logs"), "arn:aws:lambda:us-east-1:000000000000:function:copy"
+    logs.put_subscription_filter(logGroupName=NODES_LOG, filterName="copy", filterPattern="", destinationArn=place)
+    yield
+    logs.delete_subscription_filter(logGroupName=NODES_LOG, filterName="copy")
 
 
 # Permissions
@@ -792,6 +827,44 @@ def everybody_may_call_the_enrolment_function(scene: Scene) -> Iterator[None]:
     functions.add_permission(FunctionName=name, StatementId="all", Action="lambda:InvokeFunction", Principal="*")
     yield
     functions.remove_permission(FunctionName=name, StatementId="all")
+
+
+@found_by("enrolment-code")
+def the_function_runs_another_handler(scene: Scene) -> Iterator[None]:
+    functions, name = scene.client("lambda"), f"{CLUSTER}-enrolment"
+    functions.update_function_configuration(FunctionName=name, Handler="mine.handler")
+    yield
+    functions.update_function_configuration(FunctionName=name, Handler="handler.handler")
+
+
+@found_by("enrolment-code")
+def the_function_loads_a_layer(scene: Scene) -> Iterator[None]:
+    functions, name = scene.client("lambda"), f"{CLUSTER}-enrolment"
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("python/mine.py", "")
+    made = functions.publish_layer_version(LayerName="mine", Content={"ZipFile": content.getvalue()})
+    functions.update_function_configuration(FunctionName=name, Layers=[made["LayerVersionArn"]])
+    yield
+    functions.update_function_configuration(FunctionName=name, Layers=[])
+    functions.delete_layer_version(LayerName="mine", VersionNumber=made["Version"])
+
+
+@found_by("sweep-rule")
+def nothing_lowers_a_job_that_was_cut_off(scene: Scene) -> Iterator[None]:
+    events, (name,) = scene.client("events"), scene.parts.of("Events::Rule")
+    events.disable_rule(Name=name)
+    yield
+    events.enable_rule(Name=name)
+
+
+@found_by("sweep-rule")
+def a_job_that_was_cut_off_starts_something_else_too(scene: Scene) -> Iterator[None]:
+    events, (name,) = scene.client("events"), scene.parts.of("Events::Rule")
+    other = "arn:aws:lambda:us-east-1:000000000000:function:other"
+    events.put_targets(Rule=name, Targets=[{"Id": "other", "Arn": other}])
+    yield
+    events.remove_targets(Rule=name, Ids=["other"])
 
 
 @found_by("enrolment-encryption")

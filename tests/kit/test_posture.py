@@ -8,7 +8,7 @@ from typing import Any
 import boto3
 import pytest
 from click.testing import CliRunner, Result
-from tests.kit.deployed import CLUSTER, Account
+from tests.kit.deployed import CLUSTER, Account, until
 from tests.kit.tampering import CASES, Scene
 
 from holdfast_cli.aws import Aws, Cluster, find_cluster
@@ -73,6 +73,18 @@ def test_a_fresh_deployment_passes_every_check(cluster: Cluster) -> None:
     report = checks.verify(cluster)
     assert not report.failed, explained(report)
     assert {finding.status for finding in report.findings} == {Status.PASS}
+
+
+def test_a_cluster_that_trains_passes_too(account: Account, cluster: Cluster) -> None:
+    execution = account.start(job_id="sample", workers=2, servers=1, timeout_seconds=300)
+    token = until(account.control).task_token
+    report = checks.verify(cluster)
+    account.client("stepfunctions").send_task_success(taskToken=token, output="{}")
+    assert account.ended(execution)["status"] == "SUCCEEDED"
+    assert not report.failed, explained(report)
+    seen = {finding.check.name: finding.seen for finding in report.findings}
+    assert seen["running-nodes"] == "4 nodes run"
+    assert seen["at-rest"] == "1 execution of the state machine runs: groups may have instances"
 
 
 @pytest.mark.parametrize("case", CASES)

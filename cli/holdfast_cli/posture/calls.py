@@ -26,6 +26,7 @@ CALLS = {
         "ec2", "describe_egress_only_internet_gateways", "EgressOnlyInternetGateways"
     ),
     "ec2:DescribeFlowLogs": Call("ec2", "describe_flow_logs", "FlowLogs"),
+    "ec2:DescribeImages": Call("ec2", "describe_images", "Images"),
     "ec2:DescribeInstances": Call("ec2", "describe_instances", "Reservations"),
     "ec2:DescribeInternetGateways": Call("ec2", "describe_internet_gateways", "InternetGateways"),
     "ec2:DescribeLaunchTemplateVersions": Call("ec2", "describe_launch_template_versions", "LaunchTemplateVersions"),
@@ -43,6 +44,8 @@ CALLS = {
         "efs", "describe_mount_target_security_groups", "SecurityGroups"
     ),
     "elasticfilesystem:DescribeMountTargets": Call("efs", "describe_mount_targets", "MountTargets"),
+    "events:DescribeRule": Call("events", "describe_rule"),
+    "events:ListTargetsByRule": Call("events", "list_targets_by_rule", "Targets"),
     "iam:GetPolicy": Call("iam", "get_policy"),
     "iam:GetPolicyVersion": Call("iam", "get_policy_version"),
     "iam:GetRole": Call("iam", "get_role"),
@@ -58,6 +61,7 @@ CALLS = {
     "lambda:GetPolicy": Call("lambda", "get_policy"),
     "lambda:ListFunctionUrlConfigs": Call("lambda", "list_function_url_configs", "FunctionUrlConfigs"),
     "logs:DescribeLogGroups": Call("logs", "describe_log_groups", "logGroups"),
+    "logs:DescribeSubscriptionFilters": Call("logs", "describe_subscription_filters", "subscriptionFilters"),
     "route53resolver:GetFirewallConfig": Call("route53resolver", "get_firewall_config"),
     "route53resolver:ListFirewallDomains": Call("route53resolver", "list_firewall_domains", "Domains"),
     "route53resolver:ListFirewallRuleGroupAssociations": Call(
@@ -70,6 +74,7 @@ CALLS = {
     "s3:GetBucketPublicAccessBlock": Call("s3", "get_public_access_block"),
     "s3:GetBucketVersioning": Call("s3", "get_bucket_versioning"),
     "s3:GetEncryptionConfiguration": Call("s3", "get_bucket_encryption"),
+    "s3:GetReplicationConfiguration": Call("s3", "get_bucket_replication"),
     "states:DescribeStateMachine": Call("stepfunctions", "describe_state_machine"),
     "states:ListExecutions": Call("stepfunctions", "list_executions", "executions"),
 }

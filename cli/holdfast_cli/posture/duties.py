@@ -38,7 +38,7 @@ _DELIVERY = frozenset(
 _IDENTITY = frozenset({"autoscaling:DescribeAutoScalingInstances", "ec2:DescribeInstances"})
 #: Actions that AWS gives no resource to name (Service Authorization Reference).
 UNSCOPED = _CHANNELS | _DELIVERY | _IDENTITY
-#: The condition key that a statement with one of these actions must name; other keys of S3 and KMS are in `network`.
+#: The condition key that a statement with one of these actions must name.
 CONDITIONED = {
     "kms:Sign": "kms:MessageType",
     "s3:ListBucket": "s3:prefix",

@@ -30,6 +30,8 @@ def _group_faults(inventory: Inventory, role: NodeRole) -> Iterator[str]:
     template = group.get("LaunchTemplate", {})
     if template.get("LaunchTemplateName") != group_name(inventory.name, role):
         yield f"it launches {template.get('LaunchTemplateName') or group.get('LaunchConfigurationName') or 'nothing'}"
+    elif template.get("LaunchTemplateId") not in inventory.of("EC2::LaunchTemplate"):
+        yield f"it launches {template.get('LaunchTemplateId')}, which is not the cluster's"
     if group.get("MixedInstancesPolicy"):
         yield "it has a mixed instances policy, which can name other templates"
     own = inventory.of("EC2::Subnet")
@@ -45,15 +47,23 @@ def _group_faults(inventory: Inventory, role: NodeRole) -> Iterator[str]:
 
 def look_for_strays(inventory: Inventory) -> Outcome:
     """Look for instances that have a part of the cluster's and are members of none of its groups."""
+    instances, members = inventory.instances, inventory.members
+    if strays := list(_strays(inventory, instances, members)):
+        # A group may have launched or ended one between the two answers.
+        instances, members = inventory.read_instances(fresh=True), inventory.read_members(fresh=True)
+        again = list(_strays(inventory, instances, members))
+        strays = [text for text in again if text in strays]
+    return Outcome(f"{len(members)} nodes, {len(instances)} instances in the region", tuple(strays))
+
+
+def _strays(inventory: Inventory, instances: tuple[dict[str, Any], ...], members: dict[str, NodeRole]) -> Iterator[str]:
     own = {group["GroupId"]: owner for owner, group in inventory.security_groups.items()}
     profiles = {arn: role for role, arns in inventory.profiles.items() for arn in arns}
-    problems = []
-    for item in inventory.instances:
-        if item["InstanceId"] in inventory.members:
+    for item in instances:
+        if item["InstanceId"] in members:
             continue
-        marks = [
-            f"the security group of {own[g['GroupId']]}" for g in item.get("SecurityGroups", ()) if g["GroupId"] in own
-        ]
+        groups = [group["GroupId"] for group in item.get("SecurityGroups", ())]
+        marks = [f"the security group of {own[name]}" for name in groups if name in own]
         arn = item.get("IamInstanceProfile", {}).get("Arn")
         marks += [f"the instance profile of {profiles[arn]}"] if arn in profiles else []
         marks += ["an address in its VPC"] if item.get("VpcId") == inventory.vpc else []
@@ -61,10 +71,7 @@ def look_for_strays(inventory: Inventory) -> Outcome:
             "its tag" for tag in item.get("Tags", ()) if (tag["Key"], tag["Value"]) == (CLUSTER_TAG, inventory.name)
         ]
         if marks:
-            problems.append(f"{item['InstanceId']} is in none of the cluster's groups and has {', '.join(marks)}")
-    return Outcome(
-        f"{len(inventory.members)} nodes, {len(inventory.instances)} instances in the region", tuple(problems)
-    )
+            yield f"{item['InstanceId']} is in none of the cluster's groups and has {', '.join(marks)}"
 
 
 def look_at_rest(inventory: Inventory) -> Outcome:

@@ -129,16 +129,24 @@ class Inventory:
     @cached_property
     def members(self) -> dict[str, NodeRole]:
         """The instances that belong to the cluster's groups."""
+        return self.read_members(fresh=False)
+
+    def read_members(self, *, fresh: bool) -> dict[str, NodeRole]:
+        """Return `members` as they are now."""
         return {
             str(member["InstanceId"]): role
-            for role, group in self.scaling_groups.items()
+            for role, group in self.read_scaling_groups(fresh=fresh).items()
             for member in group.get("Instances", ())
         }
 
     @cached_property
     def instances(self) -> tuple[dict[str, Any], ...]:
         """Every instance of the account and region that is not terminated."""
-        found = self.reader.every("ec2:DescribeInstances")
+        return self.read_instances(fresh=False)
+
+    def read_instances(self, *, fresh: bool) -> tuple[dict[str, Any], ...]:
+        """Return `instances` as they are now."""
+        found = self.reader.every("ec2:DescribeInstances", fresh=fresh)
         every = (item for reservation in found for item in reservation.get("Instances", ()))
         return tuple(item for item in every if item["State"]["Name"] not in ("terminated", "shutting-down"))
 

@@ -96,10 +96,8 @@ def look_at_authority(inventory: Inventory) -> Outcome:
     """Look at the key of the cluster's own CA, or of both while it rotates."""
     aliases = {alias: key for alias, key in _aliases(inventory).items() if alias == "ca" or alias.startswith("ca-")}
     if not aliases:
-        variables = _function(inventory).get("Environment", {}).get("Variables", {})
-        if arn := variables.get("HOLDFAST_PRIVATE_CA"):
-            return Outcome(f"certificates come from the AWS Private CA {arn}")
-        raise Unreadable(f"no alias alias/holdfast/{inventory.name}/ca, and the function names no AWS Private CA")
+        # Which one it is, is in an environment that only who may decrypt with the data key can read.
+        raise Unreadable(f"no key alias/holdfast/{inventory.name}/ca: an AWS Private CA is not looked at")
     signer = str(_function(inventory)["Role"]).rpartition("/")[2]
     problems: list[str] = []
     for alias, key_id in aliases.items():

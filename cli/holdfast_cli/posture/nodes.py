@@ -82,6 +82,21 @@ def _volume_faults(mappings: list[dict[str, Any]], key: str) -> Iterator[str]:
             yield f"volume {name} outlives its instance"
 
 
+def look_at_images(inventory: Inventory) -> Outcome:
+    """Look whose images nodes boot: Amazon's, or the account's own."""
+    problems, seen = [], {}
+    for _, version, where in versions(inventory):
+        image = str(version["LaunchTemplateData"].get("ImageId", ""))
+        found = inventory.reader.every("ec2:DescribeImages", ImageIds=[image])
+        if len(found) != 1:
+            raise Unreadable(f"{where}: EC2 does not know the image {image or '(none)'}")
+        owner = found[0].get("ImageOwnerAlias") or found[0]["OwnerId"]
+        seen[image] = owner
+        if owner not in ("amazon", inventory.account):
+            problems.append(f"{where}: nodes boot the image {image}, which belongs to {owner}")
+    return Outcome(", ".join(f"{image} of {owner}" for image, owner in seen.items()), tuple(problems))
+
+
 def look_at_profiles(inventory: Inventory) -> Outcome:
     """Look whether nodes get their role's profile, and whether that profile holds the role alone."""
     own = inventory.of("IAM::InstanceProfile")
@@ -134,7 +149,7 @@ def look_at_predictions(inventory: Inventory) -> Outcome:
         predictions = inventory.config(role, version).predictions
         assert predictions is not None  # a predictor's configuration has them, or is not read
         said = f"{predictions.output}, {predictions.digits} digits, {predictions.rows_per_day} rows a day"
-        if predictions.output is Output.PROBABILITIES and predictions.digits > _SAFE_DIGITS:
+        if predictions.output is not Output.LABELS and predictions.digits > _SAFE_DIGITS:
             problems.append(f"{where}: probabilities leave with {predictions.digits} digits")
     return Outcome(said, tuple(problems))
 
@@ -148,6 +163,14 @@ CHECKS = (
         remedy="make a version of the launch template as the training stack has it the default and the latest, delete "
         "the other, and replace the instances that were launched from it",
         look=look_at_templates,
+    ),
+    Check(
+        name="images",
+        row="B3",
+        claim="nodes boot images of Amazon's or of the account's own, which hold no stranger's way in",
+        remedy="make a version of the launch template with the image that the training stack deployed the default and "
+        "the latest, and replace the instances that were launched from the other",
+        look=look_at_images,
     ),
     Check(
         name="volumes",
@@ -175,7 +198,7 @@ CHECKS = (
     Check(
         name="predictions",
         row="D1",
-        claim="predictions leave as labels, or with no more digits than give the model away",
+        claim="predictions leave as labels, or as probabilities of two digits at most",
         remedy="lower [predictor] digits to 2 or choose labels, and deploy",
         look=look_at_predictions,
     ),

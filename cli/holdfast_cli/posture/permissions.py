@@ -195,20 +195,20 @@ class _Scope:
         return bucket in self.buckets and action in _READS | _WRITES and key.startswith(allowed)
 
 
-_REMEDY = "put back as the stack has it, and see in CloudTrail who changed it and what was done with it since"
+_REMEDY = "and see in CloudTrail who changed it and what was done with it since"
 CHECKS = (
     Check(
         name="role-policies",
         row="B1",
         claim="each role has one customer managed policy, with the actions and resources of its duty, and no other",
-        remedy=f"detach or delete the foreign policy, make the policy's former version the default again or {_REMEDY}",
+        remedy=f"detach the foreign policy or make the policy's former version the default again, {_REMEDY}",
         look=look_at_policies,
     ),
     Check(
         name="role-trust",
         row="B1",
         claim="each role can be taken by the one service that it is for, and by nobody else",
-        remedy=f"the trust policy must be {_REMEDY}",
+        remedy=f"put the trust policy back as the stack has it, {_REMEDY}",
         look=look_at_trust,
     ),
 )

@@ -25,6 +25,30 @@ def look_at_callers(inventory: Inventory) -> Outcome:
     return Outcome(f"{name}: no URL, no resource policy" if not problems else name, tuple(problems))
 
 
+def look_at_code(inventory: Inventory) -> Outcome:
+    """Look whether the function runs its own handler and nothing beside it."""
+    name, config = _function(inventory)
+    problems = [f"{name} loads the layer {item['Arn']}" for item in config.get("Layers", ())]
+    if config["Handler"] != "handler.handler":
+        problems.append(f"{name} runs {config['Handler']}")
+    return Outcome(f"{name}, code with the SHA-256 {config['CodeSha256']}", tuple(problems))
+
+
+def look_at_sweep(inventory: Inventory) -> Outcome:
+    """Look whether a job that ends without its own last states still has its groups lowered."""
+    machine, problems = inventory.cluster.state_machine, []
+    (name,) = inventory.of("Events::Rule")
+    rule = inventory.reader.get("events:DescribeRule", absent=("ResourceNotFoundException",), Name=name)
+    if rule is None:
+        return Outcome(name, (f"rule {name} does not exist",))
+    if rule["State"] != "ENABLED":
+        problems.append(f"rule {name} is {rule['State']}")
+    targets = [item["Arn"] for item in inventory.reader.every("events:ListTargetsByRule", Rule=name)]
+    if targets != [machine]:
+        problems.append(f"rule {name} starts {', '.join(targets) or 'nothing'} and not the state machine alone")
+    return Outcome(name, tuple(problems))
+
+
 def look_at_enrolment_data(inventory: Inventory) -> Outcome:
     """Look whether the function's environment is encrypted with the data key, and where it logs."""
     name, config = _function(inventory)
@@ -69,6 +93,21 @@ CHECKS = (
         claim="only a role whose own policy allows it calls the enrolment function: it has no URL, no resource policy",
         remedy="delete the function's URL and remove the permission, and see in its log who enrolled meanwhile",
         look=look_at_callers,
+    ),
+    Check(
+        name="enrolment-code",
+        row="T1",
+        claim="the enrolment function runs its own handler, with no layer beside it",
+        remedy="put the function's configuration back as the foundation stack has it, compare its code's SHA-256 with "
+        "that of a fresh deployment, and rotate the CA if it is another (docs/ca-rotation.md)",
+        look=look_at_code,
+    ),
+    Check(
+        name="sweep-rule",
+        row="T1",
+        claim="the groups of a job that was cut off are lowered by the rule that starts the state machine",
+        remedy="enable the rule, with the state machine as its one target",
+        look=look_at_sweep,
     ),
     Check(
         name="enrolment-encryption",

@@ -55,6 +55,11 @@ def _access_faults(inventory: Inventory, bucket: str) -> Iterator[str]:
     rules = (answer or {}).get("OwnershipControls", {}).get("Rules", [])
     if [rule["ObjectOwnership"] for rule in rules] != ["BucketOwnerEnforced"]:
         yield "access control lists are in force"
+    answer = inventory.reader.get(
+        "s3:GetReplicationConfiguration", absent=("ReplicationConfigurationNotFoundError",), Bucket=bucket
+    )
+    for rule in (answer or {}).get("ReplicationConfiguration", {}).get("Rules", ()):
+        yield f"its objects are copied to {rule['Destination']['Bucket']}"
     for statement in _policy(inventory, bucket):
         for stranger in strangers(statement, inventory.account):
             yield f"{said(statement)} admits {stranger}"
@@ -215,6 +220,8 @@ def look_at_logs(inventory: Inventory) -> Outcome:
             problems.append(f"log group {name} is encrypted with {group.get('kmsKeyId') or 'no key of the account'}")
         if not group.get("retentionInDays"):
             problems.append(f"log group {name} never forgets")
+        copies = inventory.reader.every("logs:DescribeSubscriptionFilters", logGroupName=name)
+        problems += [f"log group {name} is copied to {copy['destinationArn']}" for copy in copies]
     return Outcome(f"{len(found)} log groups; {key}", tuple(problems))
 
 
@@ -223,8 +230,10 @@ CHECKS = (
     Check(
         name="bucket-access",
         row="B4",
-        claim="the buckets block public access, have no access control lists, and admit nobody else's principals",
-        remedy=f"block all four kinds of public access, enforce the bucket owner, and {_POLICY_REMEDY}",
+        claim="the buckets block public access, have no access control lists, admit nobody else's principals, and are "
+        "copied nowhere",
+        remedy=f"block all four kinds of public access, enforce the bucket owner, delete the replication, "
+        f"and {_POLICY_REMEDY}",
         look=look_at_access,
     ),
     Check(
@@ -266,8 +275,9 @@ CHECKS = (
     Check(
         name="log-groups",
         row="B4",
-        claim="the cluster's log groups are encrypted with its data key and have a retention",
-        remedy="associate the data key with the log group again, and set its retention to [cluster] log_retention_days",
+        claim="the cluster's log groups are encrypted with its data key, have a retention, and are copied nowhere",
+        remedy="associate the data key with the log group again, set its retention to [cluster] "
+        "log_retention_days, and delete the subscription filter",
         look=look_at_logs,
     ),
 )

@@ -1,4 +1,4 @@
-"""What the local deployment does not have: predictors, sessions, another encryption of the file system."""
+"""What the local deployment does not have, or nobody can change there: predictors, sessions, a group's template."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.cli.posture.conftest import DATA_KEY, VPC, resources, user_data
 
-from holdfast_cli.posture import endpoints, network, nodes, storage
+from holdfast_cli.posture import endpoints, instances, network, nodes, storage
 from holdfast_cli.posture.inventory import Inventory
 from holdfast_cli.posture.reading import Unreadable
 from holdfast_node.contract.documents import Bundle, NodeConfig, Output, Predictions, RemoteAccess
@@ -66,6 +66,8 @@ def answers(outputs: dict[str, str] | None = None, **configs: NodeConfig) -> dic
             EC2_VPC=VPC,
             EC2_SecurityGroup=" ".join(f"sg-{number}" for number in range(len(OWNERS))),
             AutoScaling_AutoScalingGroup=" ".join(f"demo-{role}" for role in NODE_ROLES),
+            EC2_LaunchTemplate="lt-1",
+            EC2_Subnet="subnet-1",
             EFS_FileSystem="fs-1",
         ),
         "cloudformation:DescribeStacks": [
@@ -115,6 +117,7 @@ LEAVING = {
     "labels, whatever the digits": (Predictions(job_id="digits-1", digits=3), True),
     "two digits": (Predictions(job_id="digits-1", output=Output.PROBABILITIES, digits=2), True),
     "three digits": (Predictions(job_id="digits-1", output=Output.PROBABILITIES, digits=3), False),
+    "three digits of the most probable": (Predictions(job_id="digits-1", output=Output.TOP_K, digits=3), False),
 }
 
 
@@ -143,6 +146,99 @@ def test_roles_that_differ_in_remote_access_are_found(inventory: Make) -> None:
     outcome = endpoints.look_at_remote_access(inventory({**given, "ec2:DescribeVpcEndpoints": []}))
     (problem,) = outcome.problems
     assert problem.startswith("the roles' nodes differ: scheduler none")
+
+
+def scaling_group(**changes: Any) -> dict[str, Any]:
+    return {
+        "AutoScalingGroupName": "demo-worker",
+        "LaunchTemplate": {"LaunchTemplateName": "demo-worker", "LaunchTemplateId": "lt-1", "Version": "1"},
+        "VPCZoneIdentifier": "subnet-1",
+        "MinSize": 0,
+        "MaxSize": 2,
+        **changes,
+    }
+
+
+#: (what is another than deployed, what is said of it); None: nothing is
+GROUPS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "as deployed": ({}, None),
+    "another template": ({"LaunchTemplate": {"LaunchTemplateName": "mine"}}, "it launches mine"),
+    "another template of the same name": (
+        {"LaunchTemplate": {"LaunchTemplateName": "demo-worker", "LaunchTemplateId": "lt-2"}},
+        "it launches lt-2, which is not the cluster's",
+    ),
+    "a launch configuration": (
+        {"LaunchTemplate": {}, "LaunchConfigurationName": "old"},
+        "it launches old",
+    ),
+    "several templates": (
+        {"MixedInstancesPolicy": {"LaunchTemplate": {}}},
+        "it has a mixed instances policy, which can name other templates",
+    ),
+    "instances that stay": ({"MinSize": 1}, "it keeps at least 1 instances without a job"),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_a_group_launches_its_roles_template_alone(inventory: Make, case: str) -> None:
+    changes, said = GROUPS[case]
+    given = {**answers(), "autoscaling:DescribeAutoScalingGroups": [scaling_group(**changes)]}
+    found = [text for text in instances.look_at_groups(inventory(given)).problems if "demo-worker" in text]
+    assert found == ([] if said is None else [f"group demo-worker: {said}"])
+
+
+def test_a_group_that_is_gone_is_found(inventory: Make) -> None:
+    outcome = instances.look_at_groups(inventory(answers()))
+    assert "group demo-worker: it does not exist" in outcome.problems
+
+
+def instance(name: str, **more: Any) -> dict[str, Any]:
+    return {"InstanceId": name, "State": {"Name": "running"}, "VpcId": VPC, **more}
+
+
+def test_an_instance_that_a_group_has_just_launched_is_no_stray(inventory: Make) -> None:
+    launched = scaling_group(Instances=[{"InstanceId": "i-1"}])
+    groups = iter([[scaling_group(Instances=[])], [launched]])
+    given = {
+        **answers(),
+        "autoscaling:DescribeAutoScalingGroups": lambda **asked: next(groups),
+        "ec2:DescribeInstances": [{"Instances": [instance("i-1")]}],
+        "iam:ListInstanceProfilesForRole": [],
+    }
+    assert instances.look_for_strays(inventory(given)).problems == ()
+
+
+STRAYS: dict[str, dict[str, Any]] = {
+    "an address in its VPC": {},
+    "the security group of worker": {"VpcId": "vpc-2", "SecurityGroups": [{"GroupId": "sg-2"}]},
+    "the instance profile of scheduler": {"VpcId": "vpc-2", "IamInstanceProfile": {"Arn": "arn:profile"}},
+    "its tag": {"VpcId": "vpc-2", "Tags": [{"Key": "holdfast:cluster", "Value": "demo"}]},
+}
+
+
+@pytest.mark.parametrize("mark", STRAYS)
+def test_an_instance_with_any_part_of_the_clusters_is_a_stray(inventory: Make, mark: str) -> None:
+    def profiles(RoleName: str) -> list[dict[str, str]]:  # noqa: N803 (boto3's name)
+        return [{"Arn": "arn:profile"}] if RoleName.endswith("-scheduler") else []
+
+    given = {
+        **answers(),
+        "ec2:DescribeInstances": [{"Instances": [instance("i-1", **STRAYS[mark])]}],
+        "iam:ListInstanceProfilesForRole": profiles,
+    }
+    outcome = instances.look_for_strays(inventory(given))
+    assert outcome.problems == (f"i-1 is in none of the cluster's groups and has {mark}",)
+
+
+def test_an_instance_of_somebody_elses_is_no_stray(inventory: Make) -> None:
+    given = {
+        **answers(),
+        "ec2:DescribeInstances": [
+            {"Instances": [instance("i-1", VpcId="vpc-2"), instance("i-2", State={"Name": "terminated"})]}
+        ],
+        "iam:ListInstanceProfilesForRole": [],
+    }
+    assert instances.look_for_strays(inventory(given)).problems == ()
 
 
 FILE_SYSTEMS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
