@@ -144,7 +144,7 @@ def _try_to_make_bootable(progress: Progress) -> None:
 
 def _wheels(lock: Path) -> Path:
     # Imported here: the kit brings the CDK (which judges the version of Node.js), and only making an image needs this.
-    os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "1")
+    os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "18,20")
     from holdfast.packing import pack_wheels
 
     return pack_wheels(lock, checkout() / ".build")[0]
