@@ -59,7 +59,7 @@ test: setup lint ## Run every check and test
 gpu-test: setup .venv-gpu/.ready ## Test the guard on MXNet's CUDA build, which needs no GPU (2 GB, minutes)
 	@HOLDFAST_TEST_ENVIRONMENT=.venv-gpu .venv/bin/python -m pytest tests/node/engine
 
-boot-test: setup ## Boot the templates' nodes, train, reboot one, show what fails, write docs/evidence/ (root; ~30 min)
+boot-test: setup ## Boot the templates' nodes, train, reboot one, show what fails, write docs/evidence/ (root; 20 min)
 	@CI=true .venv/bin/python -m pytest tests/boot
 	@for evidence in tests.node.units.scores tests.boot.reach tests.boot tests.boundary; do \
 	  .venv/bin/python -m $$evidence; done
