@@ -41,3 +41,14 @@ class NodeAccess:
     services: tuple[ServiceAccess, ...]
     objects: tuple[iam.PolicyStatement, ...]
     public: tuple[str, ...] = ()
+
+
+def agent_services(instances: str) -> tuple[ServiceAccess, ...]:
+    """Return the services that the SSM agent calls, for agents on the instances of an ARN."""
+    services = ec2.InterfaceVpcEndpointAwsService
+    return (
+        ServiceAccess(
+            name="Ssm", service=services.SSM, actions=("ssm:UpdateInstanceInformation",), resources=(instances,)
+        ),
+        ServiceAccess(name="SsmMessages", service=services.SSM_MESSAGES, actions=AGENT_CHANNELS, resources=("*",)),
+    )

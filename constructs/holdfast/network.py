@@ -14,7 +14,7 @@ from holdfast.access import NodeAccess, ServiceAccess
 from holdfast.dependencies import depend
 from holdfast.errors import PropertyError
 from holdfast.names import ClusterNames
-from holdfast.security_groups import HTTPS, closed_security_group
+from holdfast.security_groups import HTTPS, allow_between, allow_s3, closed_security_group
 
 AVAILABILITY_ZONES = 2
 _PREFIX_LIST = re.compile(r"pl-[0-9a-f]{8,17}")
@@ -116,6 +116,24 @@ class PrivateNetwork(Construct):
         self.s3_endpoint = self.vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
         self._allow_objects(access)
         self._allow_names(ClusterNames(cluster_name), access)
+
+    def allow_services(self, scope: Construct, name: str, *, source: ec2.ISecurityGroup, who: str) -> None:
+        """Let `source` reach the interface endpoints and S3: rules in `scope`, whose ids begin with `name`."""
+        allow_between(
+            scope,
+            f"{name}ToEndpoints",
+            source=source,
+            target=self.endpoint_security_group,
+            port=HTTPS,
+            description=f"{who} to interface endpoints",
+        )
+        allow_s3(
+            scope,
+            f"{name}ToS3",
+            source=source,
+            prefix_list_id=self.s3_prefix_list_id,
+            description=f"{who} to the S3 gateway endpoint",
+        )
 
     def _own_account(self) -> dict[str, dict[str, str]]:
         return {"StringEquals": {"aws:PrincipalAccount": Stack.of(self).account}}

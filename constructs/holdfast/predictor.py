@@ -15,7 +15,7 @@ from holdfast.findings import acknowledge_keys
 from holdfast.foundation import ClusterFoundation
 from holdfast.network import PrivateNetwork
 from holdfast.node_policy import boot_records, every_node
-from holdfast.security_groups import HTTPS, allow_between, allow_s3, closed_security_group
+from holdfast.security_groups import allow_between, closed_security_group
 from holdfast.training.fleet import FleetProps, NodeFleet
 from holdfast.training.user_data import node_user_data
 from holdfast_node.contract.documents import NodeConfig, Predictions
@@ -116,21 +116,7 @@ class PredictorFleet(Construct):
         self.connections = ec2.Connections(security_groups=[self.security_group], default_port=ec2.Port.tcp(port))
 
     def _allow_traffic(self, network: PrivateNetwork, port: int, clients: PredictorClients) -> None:
-        allow_between(
-            self,
-            "ToEndpoints",
-            source=self.security_group,
-            target=network.endpoint_security_group,
-            port=HTTPS,
-            description="predictor to interface endpoints",
-        )
-        allow_s3(
-            self,
-            "ToS3",
-            source=self.security_group,
-            prefix_list_id=network.s3_prefix_list_id,
-            description="predictor to the S3 gateway endpoint",
-        )
+        network.allow_services(self, "", source=self.security_group, who="predictor")
         for group in clients.security_groups:
             allow_between(
                 self,

@@ -1,14 +1,13 @@
 """Shells on nodes through Session Manager, for whoever asks for them: recorded, encrypted, with a second factor."""
 
 from aws_cdk import RemovalPolicy, Stack
-from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from holdfast.access import AGENT_CHANNELS, ServiceAccess
+from holdfast.access import AGENT_CHANNELS, ServiceAccess, agent_services
 from holdfast.findings import acknowledge, written
 from holdfast.names import CLUSTER_TAG, ClusterNames
 from holdfast_node.contract.layout import OPERATOR
@@ -176,16 +175,7 @@ class SessionAccess(Construct):
 
     def services(self) -> tuple[ServiceAccess, ...]:
         """Return the services that the agent calls and no other part of a node does."""
-        services = ec2.InterfaceVpcEndpointAwsService
-        return (
-            ServiceAccess(
-                name="Ssm",
-                service=services.SSM,
-                actions=("ssm:UpdateInstanceInformation",),
-                resources=(self._instances,),
-            ),
-            ServiceAccess(name="SsmMessages", service=services.SSM_MESSAGES, actions=AGENT_CHANNELS, resources=("*",)),
-        )
+        return agent_services(self._instances)
 
     def statements_of(self, service: str) -> tuple[iam.PolicyStatement, ...]:
         """Return those of `node_statements` that go through the endpoint of a service such as `kms`."""

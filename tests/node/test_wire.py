@@ -83,13 +83,15 @@ class Wire:
 
     def unacknowledged(self, address: str) -> bool:
         """Whether the server's host waits for this address to acknowledge something."""
-        shown = self.cluster.host("server0").run(["ss", "-Htn", "state", "established", "dst", address]).stdout
-        return any(line.split()[1] != "0" for line in shown.splitlines())
+        return any(line.split()[1] != "0" for line in self._established(address))
 
     def open_from(self, address: str) -> int:
         """How many connections from this address the server's host holds."""
-        shown = self.cluster.host("server0").run(["ss", "-Htn", "state", "established", "dst", address]).stdout
-        return len(shown.splitlines())
+        return len(self._established(address))
+
+    def _established(self, address: str) -> list[str]:
+        argv = ["ss", "-Htn", "state", "established", "dst", address]
+        return self.cluster.host("server0").run(argv).stdout.splitlines()
 
     def threads(self) -> int:
         return len(list(Path(f"/proc/{self.tunnel.popen.pid}/task").iterdir()))

@@ -10,7 +10,7 @@ from constructs import Construct
 from holdfast.errors import PropertyError
 from holdfast.foundation import ClusterFoundation
 from holdfast.network import PrivateNetwork
-from holdfast.security_groups import HTTPS, NFS, allow_between, allow_s3, closed_security_group
+from holdfast.security_groups import NFS, allow_between, closed_security_group
 from holdfast.training.checkpoints import CheckpointRetention, CheckpointStore
 from holdfast.training.fleet import FleetProps, NodeFleet
 from holdfast.training.jobs import JobLimits, JobStateMachine
@@ -163,25 +163,16 @@ class TrainingCluster(Construct):
                     description=f"{source} to {target}",
                 )
         for role, group in self.security_groups.items():
-            around = {"Endpoints": (self.network.endpoint_security_group, HTTPS, "interface endpoints")}
+            self.network.allow_services(self, role.title(), source=group, who=role)
             if role in CHECKPOINTING:
-                around["Checkpoints"] = (self.checkpoints.security_group, NFS, "checkpoints: NFS over TLS")
-            for name, (peer, port, what) in around.items():
                 allow_between(
                     self,
-                    f"{role.title()}To{name}",
+                    f"{role.title()}ToCheckpoints",
                     source=group,
-                    target=peer,
-                    port=port,
-                    description=f"{role} to {what}",
+                    target=self.checkpoints.security_group,
+                    port=NFS,
+                    description=f"{role} to checkpoints: NFS over TLS",
                 )
-            allow_s3(
-                self,
-                f"{role.title()}ToS3",
-                source=group,
-                prefix_list_id=self.network.s3_prefix_list_id,
-                description=f"{role} to the S3 gateway endpoint",
-            )
 
     def _user_data(self, role: Role, props: FleetProps) -> str:
         foundation, mounts = self.foundation, role in CHECKPOINTING

@@ -12,14 +12,14 @@ from aws_cdk import aws_imagebuilder as imagebuilder
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from holdfast.access import AGENT_CHANNELS, NodeAccess, ServiceAccess
+from holdfast.access import AGENT_CHANNELS, NodeAccess, ServiceAccess, agent_services
 from holdfast.dependencies import depend
 from holdfast.errors import PropertyError
 from holdfast.findings import acknowledge, written
 from holdfast.foundation import ClusterFoundation
 from holdfast.names import ClusterNames
 from holdfast.network import PrivateNetwork
-from holdfast.security_groups import HTTPS, allow_between, allow_s3, closed_security_group
+from holdfast.security_groups import closed_security_group
 from holdfast.training.fleet import ROOT_DEVICE, base_image, root_volume_gib
 
 #: AWS's own buckets that a build reads without credentials: the program that runs components, and its set-up scripts
@@ -64,13 +64,7 @@ def image_access(foundation: ClusterFoundation) -> NodeAccess:
     published = [*foundation.code_arns(), *(foundation.code_arns(gpu=True) if foundation.gpu_wheelhouse else ())]
     return NodeAccess(
         services=(
-            ServiceAccess(
-                name="Ssm",
-                service=services.SSM,
-                actions=("ssm:UpdateInstanceInformation",),
-                resources=(_instances(stack),),
-            ),
-            ServiceAccess(name="SsmMessages", service=services.SSM_MESSAGES, actions=AGENT_CHANNELS, resources=("*",)),
+            *agent_services(_instances(stack)),
             ServiceAccess(
                 name="ImageBuilder",
                 service=services.IMAGE_BUILDER,
@@ -135,21 +129,7 @@ class GoldenImage(Construct):
         self.security_group = closed_security_group(
             self, "SecurityGroup", vpc=network.vpc, description=f"Holdfast {foundation.cluster_name}: baking {name}"
         )
-        allow_between(
-            self,
-            "ToEndpoints",
-            source=self.security_group,
-            target=network.endpoint_security_group,
-            port=HTTPS,
-            description="baking instances to interface endpoints",
-        )
-        allow_s3(
-            self,
-            "ToS3",
-            source=self.security_group,
-            prefix_list_id=network.s3_prefix_list_id,
-            description="baking instances to the S3 gateway endpoint",
-        )
+        network.allow_services(self, "", source=self.security_group, who="baking instances")
         self.component = imagebuilder.CfnComponent(
             self,
             "Component",
